@@ -1,0 +1,299 @@
+"""The frozen CLIP of AnomalyCLIP: open_clip's weights, with the V-V attention path beside the ordinary one.
+
+open_clip builds the modules and checks the state dict; the two streams are computed here from its public submodules,
+because no open_clip entry point can inject V-V attention. Only square inputs and ViT towers with a class token are
+covered (ResNet CLIPs are refused).
+
+Two things are skipped, exactly: of the last block's ordinary stream only the class token is computed (nothing else is
+read), and the V-V stream ends at the last feature layer that was asked for.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDED = "embedded"
+Linear = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class ImageFeatures(NamedTuple):
+    """What the vision tower gives for a batch of B images; neither part is L2-normalised.
+
+    image: (B, D), the ordinary stream's class token, projected *without* ln_post (as the published code has it).
+    patches: one (B, P, D) tensor a feature layer: patch tokens after ln_post and projection, class token dropped.
+    """
+
+    image: Tensor
+    patches: list[Tensor]
+
+
+class Backbone(nn.Module):
+    """A frozen CLIP ViT at one square image size.
+
+    spec: how to load it again; weights_sha256: digest of its tensors, whatever file format they came from.
+    """
+
+    def __init__(self, clip: nn.Module, config: dict[str, Any], image_size: int, spec: str, weights_sha256: str) -> None:
+        super().__init__()
+        self.clip = clip.eval().requires_grad_(False)
+        self.config, self.image_size, self.spec, self.weights_sha256 = config, image_size, spec, weights_sha256
+        self.patch_size: int = config["vision_cfg"]["patch_size"]
+        if image_size < 1 or image_size % self.patch_size:
+            raise ValueError(f"image size {image_size} is not a multiple of the patch size {self.patch_size}")
+        self.grid = image_size // self.patch_size
+        table = resize_positions(clip.visual.positional_embedding.detach(), self.grid)  # type: ignore[union-attr]
+        self.register_buffer("positions", table, persistent=False)
+
+    @property
+    def layers(self) -> int:
+        return len(self.clip.visual.transformer.resblocks)  # type: ignore[union-attr,arg-type]
+
+    @property
+    def embed_dim(self) -> int:
+        return int(self.config["embed_dim"])
+
+    def encode_image(self, images: Tensor, feature_layers: Sequence[int], dpam_layers: int) -> ImageFeatures:
+        """Class-token feature and patch features of 1-based feature_layers; V-V attention in the last dpam_layers blocks.
+
+        images: (B, 3, S, S), preprocessed, S the backbone's image size.
+        """
+        return encode_image(self.clip.visual, self.positions, images, feature_layers, dpam_layers)
+
+    def drop_text_tower(self) -> "Backbone":
+        """Free the text tower (a bundle holds the text features); returns self."""
+        for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):
+            setattr(self.clip, name, None)
+        return self
+
+
+def encode_image(
+    visual: Any, positions: Tensor, images: Tensor, feature_layers: Sequence[int], dpam_layers: int
+) -> ImageFeatures:
+    """Both streams of the vision tower, projected into the joint space; see ImageFeatures."""
+    class_token, tokens = two_streams(visual, positions, images, feature_layers, dpam_layers)
+    image = class_token.to(visual.proj.dtype) @ visual.proj
+    return ImageFeatures(image.float(), [project_patches(visual, layer) for layer in tokens])
+
+
+def two_streams(
+    visual: Any, positions: Tensor, images: Tensor, feature_layers: Sequence[int], dpam_layers: int
+) -> tuple[Tensor, list[Tensor]]:
+    """The ordinary class token (B, C) and the V-V stream's tokens (B, N, C) of each feature layer, before ln_post.
+
+    In block l with the V-V path (AnomalyCLIP section 3.3, DPAM): p_l = p_{l-1} + out_proj(attention(v, v, v)) with v from
+    the ordinary stream, and no MLP. Before that range p_l is the ordinary o_l. Differentiable: pre-training uses it too.
+    """
+    blocks = visual.transformer.resblocks
+    depth = len(blocks)
+    check_layers(feature_layers, dpam_layers, depth)
+    ordinary = vv = embed_patches(visual, positions, images)  # B N C
+    collected = {}
+    for number, block in enumerate(blocks, start=1):
+        in_vv_range = number > depth - dpam_layers
+        class_token_only = number == depth and (in_vv_range or number not in feature_layers)
+        q, k, v = project_qkv(block, ordinary, class_token_only)
+        if in_vv_range and number <= max(feature_layers):
+            vv = vv + attend(block, v, v, v)
+        ordinary = (ordinary[:, :1] if class_token_only else ordinary) + attend(block, q, k, v)
+        ordinary = ordinary + mlp(block, ordinary)
+        if not in_vv_range:
+            vv = ordinary
+        if number in feature_layers:
+            collected[number] = vv
+    return ordinary[:, 0], [collected[layer] for layer in feature_layers]
+
+
+def check_layers(feature_layers: Sequence[int], dpam_layers: int, depth: int) -> None:
+    """ValueError unless 1 <= every feature layer <= depth and 0 <= dpam_layers <= depth."""
+    if not feature_layers or not all(1 <= layer <= depth for layer in feature_layers):
+        raise ValueError(f"feature layers {list(feature_layers)} must be numbers from 1 to {depth}")
+    if not 0 <= dpam_layers <= depth:
+        raise ValueError(f"dpam_layers {dpam_layers} must lie between 0 and {depth}")
+
+
+def embed_patches(visual: Any, positions: Tensor, images: Tensor) -> Tensor:
+    x = F.conv2d(images.to(visual.conv1.weight.dtype), visual.conv1.weight, stride=visual.conv1.stride)  # B C g g
+    x = x.flatten(2).transpose(1, 2).to(positions.dtype)  # B P C
+    class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+    return layer_norm(visual.ln_pre, torch.cat([class_token, x], dim=1) + positions)  # B N C, N = 1 + P
+
+
+def project_patches(visual: Any, tokens: Tensor) -> Tensor:
+    """(B, N, C) tokens -> (B, P, D) patch features: ln_post, then the projection; the class token is dropped."""
+    return (layer_norm(visual.ln_post, tokens[:, 1:]).to(visual.proj.dtype) @ visual.proj).float()
+
+
+def project_qkv(block: Any, tokens: Tensor, class_token_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, N, C) of ln_1(tokens); queries of the class token alone where only it is needed."""
+    attn, x = block.attn, layer_norm(block.ln_1, tokens)
+    if not class_token_only:
+        q, k, v = linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
+        return q, k, v
+    width = x.shape[-1]
+    k, v = linear(x, attn.in_proj_weight[width:], attn.in_proj_bias[width:]).chunk(2, dim=-1)
+    return linear(x[:, :1], attn.in_proj_weight[:width], attn.in_proj_bias[:width]), k, v
+
+
+def attend(block: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Multi-head attention and output projection: q (B, M, C), k and v (B, N, C) -> (B, M, C)."""
+    attn = block.attn
+    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # B H N d
+    x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # B M C
+    return linear(x, attn.out_proj.weight, attn.out_proj.bias)
+
+
+def mlp(block: Any, tokens: Tensor) -> Tensor:
+    x = linear(layer_norm(block.ln_2, tokens), block.mlp.c_fc.weight, block.mlp.c_fc.bias)
+    return linear(block.mlp.gelu(x), block.mlp.c_proj.weight, block.mlp.c_proj.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight.T + bias in the weights' precision: reduced-precision weights pull the activations with them."""
+    return F.linear(x.to(weight.dtype), weight, bias)
+
+
+def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def resize_positions(table: Tensor, grid: int) -> Tensor:
+    """Position embedding (1 + g*g, C) resampled to a grid x grid layout, (1 + grid*grid, C), as the published code does.
+
+    Bilinear, align_corners False, no antialiasing; always from the trained table, never from a resampled one.
+    """
+    class_row, patches = table[:1], table[1:]
+    side = round(len(patches) ** 0.5)
+    if side == grid:
+        return table.clone()
+    image = patches.T.reshape(1, -1, side, side)  # 1 C g g
+    image = F.interpolate(image, size=(grid, grid), mode="bilinear", align_corners=False)
+    return torch.cat([class_row, image.flatten(2)[0].T])
+
+
+def build_backbone(
+    open_clip_config: Mapping[str, Any],
+    state_dict: Mapping[str, Any],
+    image_size: int,
+    spec: str = "in memory",
+) -> Backbone:
+    """A backbone from an open_clip model config (`embed_dim`, `quick_gelu`, `vision_cfg`, `text_cfg`) and its state dict.
+
+    Values may be tensors or numpy arrays of any float type; they are held in fp32. Raises ValueError where keys or shapes
+    do not fit the config, or where it is not a plain CLIP ViT.
+    """
+    from open_clip.model import CLIP
+
+    config = copy.deepcopy(dict(open_clip_config))
+    vision = config["vision_cfg"]
+    if not isinstance(vision.get("layers"), int) or vision.get("timm_model_name") or vision.get("ls_init_value"):
+        raise ValueError("only plain CLIP vision transformers have a V-V path: this config describes another tower")
+    tensors = {
+        name: torch.as_tensor(value).float()
+        for name, value in state_dict.items()
+        if name not in ("input_resolution", "context_length", "vocab_size", "attn_mask")
+    }
+    arguments = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
+    with torch.device("meta"):
+        clip = CLIP(**arguments)
+    try:
+        clip.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit the model config: {error}") from error
+    mask = torch.full((clip.context_length, clip.context_length), float("-inf")).triu_(1)
+    clip.attn_mask = mask  # a buffer without weights: rebuilt, because the modules were made on the meta device
+    return Backbone(clip, config, image_size, spec, weights_digest(tensors))
+
+
+def load_backbone(spec: str, image_size: int | None = None) -> Backbone:
+    """Load `embedded`, or `<open_clip model>:<pretrained tag or local path>`, at a square image_size (default: its own).
+
+    Local weights are safetensors, OpenAI's TorchScript archive, or a plain state dict (read with weights_only=True).
+    Raises ValueError with what to do: unknown model, missing file, weights that do not fit, OpenAI weights with a model
+    name that would compute exact instead of quick GELU, no network for a hub tag.
+    """
+    if spec == EMBEDDED:
+        from models.embedded import embedded_weights
+
+        config, tensors = embedded_weights()
+        return build_backbone(config, tensors, image_size or config["vision_cfg"]["image_size"], spec)
+    name, separator, source = spec.partition(":")
+    if not separator or not source:
+        raise ValueError(f"backbone {spec!r} is neither 'embedded' nor '<open_clip model>:<pretrained tag or path>'")
+    config = model_config(name)
+    tensors, from_openai = read_weights(name, source)
+    if from_openai and not config.get("quick_gelu"):
+        raise ValueError(f"OpenAI's weights need quick GELU: use '{name}-quickgelu:{source}' instead of '{spec}'")
+    return build_backbone(config, tensors, image_size or config["vision_cfg"]["image_size"], spec)
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """open_clip's config of a model name; the refused names get the nearest known ones."""
+    import difflib
+
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+        raise ValueError(f"open_clip knows no model {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    return dict(config)
+
+
+def read_weights(name: str, source: str) -> tuple[dict[str, Tensor], bool]:
+    """State dict of a local file or a hub tag, and whether it is known to be OpenAI's."""
+    path = Path(source)
+    if not path.suffix and not path.exists():
+        return download_weights(name, source), source == "openai"
+    if not path.is_file():
+        raise ValueError(f"weights {source!r} do not exist")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path), "openai" in path.name
+    if is_torchscript(path):
+        return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), True
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return dict(state.get("state_dict", state)), "openai" in path.name
+
+
+def is_torchscript(path: Path) -> bool:
+    import zipfile
+
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def download_weights(name: str, tag: str) -> dict[str, Tensor]:
+    """State dict of a pretrained tag, through open_clip and its cache."""
+    import open_clip
+
+    known = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in known:
+        raise ValueError(f"{name} has no pretrained tag or local file {tag!r}; tags: {', '.join(known) or 'none'}")
+    try:
+        file = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
+    except Exception as error:  # whatever the hub client raises without a network
+        raise ValueError(
+            f"the weights '{name}:{tag}' could not be fetched ({type(error).__name__}): where no hub can be reached, give "
+            f"a local file or URI instead, e.g. '{name}:/path/to/open_clip_model.safetensors'"
+        ) from error
+    return read_weights(name, str(file))[0]
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and fp32 values in name order: equal for equal weights in whatever file format."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().float().contiguous().cpu()
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(tensor.numpy().tobytes() if tensor.ndim == 0 else memoryview(tensor.numpy()).cast("B"))
+    return digest.hexdigest()

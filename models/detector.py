@@ -1,0 +1,200 @@
+"""The detector: a frozen vision tower, two text features, and what turns their cosines into scores and maps.
+
+Text features are kept, not the text tower: scoring needs only the vision tower, and a bundle holds all the rest.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.backbone import Backbone, check_layers, encode_image, load_backbone
+from models.losses import TEMPERATURE, patch_probabilities
+from models.maps import upsample
+from models.preprocess import preprocess
+from models.prompts import PromptLearner
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BUNDLE_FILES = ("config.json", "prompts.safetensors", "text_features.safetensors", "threshold.json")
+
+
+class Prediction(NamedTuple):
+    """score: (B,) P(abnormal | image) in [0, 1]; map: (B, S, S), summed over the feature layers, smoothed. On the CPU."""
+
+    score: Tensor
+    map: Tensor
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """What a bundle's config.json holds; sigma is in pixels of the image_size x image_size map."""
+
+    backbone: str
+    weights_sha256: str
+    image_size: int
+    feature_layers: tuple[int, ...] = (24,)
+    dpam_layers: int = 19
+    sigma: float = 4.0
+    temperature: float = TEMPERATURE
+    n_ctx: int = 12
+    depth: int = 9
+    deep_ctx: int = 4
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+class Detector(nn.Module):
+    """Scores batches of preprocessed images; build it from a backbone and prompts, or load it from a bundle."""
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        positions: Tensor,
+        text_features: Tensor,
+        config: DetectorConfig,
+        prompt_tensors: dict[str, Tensor],
+        precision: str,
+    ) -> None:
+        super().__init__()
+        check_layers(config.feature_layers, config.dpam_layers, len(visual.transformer.resblocks))  # type: ignore
+        self.visual, self.config, self.prompt_tensors = in_precision(visual, precision), config, prompt_tensors
+        self.register_buffer("positions", positions)
+        self.register_buffer("text_features", text_features)
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        prompts: PromptLearner,
+        image_size: int = 518,
+        feature_layers: Sequence[int] = (24,),
+        dpam_layers: int = 19,
+        sigma: float = 4.0,
+        precision: str = "fp32",
+        training: dict[str, Any] | None = None,
+    ) -> "Detector":
+        """A detector on a backbone's device. Defaults are the paper's, for ViT-L/14@336 at 518 pixels.
+
+        training: facts to keep in the bundle. Raises ValueError where sizes or layers do not fit the backbone.
+        """
+        if image_size != backbone.image_size:
+            raise ValueError(f"image size {image_size} differs from the backbone's {backbone.image_size}")
+        config = DetectorConfig(
+            backbone.spec, backbone.weights_sha256, image_size, tuple(feature_layers), dpam_layers, sigma,
+            n_ctx=prompts.n_ctx, depth=prompts.depth, deep_ctx=prompts.deep_ctx, training=training or {},
+        )  # fmt: skip
+        with torch.no_grad():
+            text = prompts.text_features().detach()
+        tensors = {name: value.detach().cpu().clone() for name, value in prompts.state_dict().items()}
+        return cls(backbone.clip.visual, backbone.positions, text, config, tensors, precision)  # type: ignore
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """(3, S, S) float32 on the CPU, as the published code prepares images."""
+        return preprocess(image, self.config.image_size)
+
+    @torch.inference_mode()
+    def score_grids(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B,) and patch grids (B, g, g), float32, on the model's device: nothing here waits for the device.
+
+        A grid is the abnormal probability of each patch, summed over the feature layers; maps of any size follow from it.
+        """
+        images = images.to(self.text_features.device, non_blocking=True)
+        features = encode_image(
+            self.visual, self.positions, images, self.config.feature_layers, self.config.dpam_layers
+        )
+        image = features.image / features.image.norm(dim=-1, keepdim=True)
+        score = torch.softmax(image @ self.text_features.T / self.config.temperature, dim=-1)[:, 1]
+        abnormal = sum(patch_probabilities(patches, self.text_features)[..., 1] for patches in features.patches)
+        side = self.config.image_size // self.visual.conv1.stride[0]  # type: ignore
+        return score, abnormal.unflatten(1, (side, side))  # type: ignore[union-attr]
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Prediction:
+        """images: (B, 3, S, S), preprocessed; any B."""
+        score, grids = self.score_grids(images)
+        return Prediction(score.cpu(), upsample(grids, self.config.image_size, self.config.sigma).cpu())
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the bundle: config, learned prompts and text features, never the CLIP weights."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2, sort_keys=True) + "\n")
+        save_file(self.prompt_tensors, folder / "prompts.safetensors")
+        save_file({"text_features": self.text_features.cpu().contiguous()}, folder / "text_features.safetensors")
+        return folder
+
+
+def in_precision(visual: nn.Module, precision: str) -> nn.Module:
+    """The tower with its matrices in the given precision; layer norms and the residual stream stay fp32.
+
+    fp32 shares the given module; the others are a copy.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    if precision == "fp32":
+        return visual
+    visual = copy.deepcopy(visual)
+    for module in visual.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+            module.to(PRECISIONS[precision])
+    visual.proj.data = visual.proj.data.to(PRECISIONS[precision])  # type: ignore
+    return visual
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_bundle_config(folder: str | Path) -> DetectorConfig:
+    """config.json of a bundle folder; ValueError where there is none or it is not one of ours."""
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        return DetectorConfig(**content | {"feature_layers": tuple(content["feature_layers"])})
+    except FileNotFoundError:
+        raise ValueError(f"{str(folder)!r} is no bundle: it has no config.json") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is no bundle config: {error}") from error
+
+
+def load_detector(
+    bundle_dir: str | Path, device: str = "auto", precision: str = "fp32", backbone: Backbone | None = None
+) -> Detector:
+    """Load a bundle and the backbone it names (or the given one), ready to score.
+
+    Raises ValueError where the backbone's weights are not the ones that the prompts were learned on.
+    """
+    from safetensors.torch import load_file
+
+    config = read_bundle_config(bundle_dir)
+    backbone = backbone or load_backbone(config.backbone, config.image_size)
+    if backbone.weights_sha256 != config.weights_sha256:
+        raise ValueError(
+            f"the bundle was made on other weights: it needs SHA-256 {config.weights_sha256[:16]}…, "
+            f"'{backbone.spec}' has {backbone.weights_sha256[:16]}…"
+        )
+    text = load_file(Path(bundle_dir) / "text_features.safetensors")["text_features"]
+    prompts = load_file(Path(bundle_dir) / "prompts.safetensors")
+    visual: Any = backbone.clip.visual
+    return Detector(visual, backbone.positions, text, config, prompts, precision).to(resolve_device(device))  # type: ignore
+
+
+def bundle_digest(folder: str | Path) -> str:
+    """SHA-256 over the names and contents of a bundle's files."""
+    digest = hashlib.sha256()
+    for name in BUNDLE_FILES:
+        path = Path(folder) / name
+        if path.is_file():
+            digest.update(f"{name}\n{path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,297 @@
+"""Pre-train the embedded CLIP from nothing: generated scenes, captions, one loop. Resumable, two CPU cores are enough.
+
+    python -m models.embedded.pretrain --work pretrain --steps 3000
+
+Three losses. Contrastive with soft targets: in a batch, every image that a caption describes is its positive. State: the
+class token must prefer the abnormal wording of a caption pair for damaged images. Patch: so must the V-V patch tokens
+inside the defect mask, which is what makes anomaly maps work (without it they are near chance). Families of the
+auxiliary and the held-out split are never generated here.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.backbone import layer_norm, project_patches, resize_positions, two_streams
+from models.embedded import FOLDER, compact_vocabulary
+from models.embedded.captions import Caption, random_captions, state_pairs, tokens
+from models.embedded.generator import DEFECTS, SPLIT, scene
+from models.preprocess import normalise
+
+SCENE_SIZE = 192
+CHUNK = 256  # scenes a file
+CONFIG: dict[str, Any] = {
+    "embed_dim": 192,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 192, "layers": 8, "width": 192, "patch_size": 16, "head_width": 64},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 12},
+}
+DPAM_LAYERS = 6
+TEMPERATURE = 0.07
+FAMILIES = SPLIT["pretrain"]
+DEFECT_NAMES = tuple(DEFECTS)
+
+
+# --- the pool of scenes -----------------------------------------------------------------------------------------------
+
+
+def make_chunk(job: tuple[Path, int, int]) -> None:
+    """Write one file of CHUNK scenes: images (n, 3, S, S, 3) uint8, masks (n, 2, S, S), family (n,), defect (n, 2)."""
+    path, chunk, seed = job
+    if path.exists():
+        return
+    names = [FAMILIES[i % len(FAMILIES)] for i in range(CHUNK)]
+    scenes = [scene(name, SCENE_SIZE, seed + chunk * CHUNK + i) for i, name in enumerate(names)]
+    partial = path.with_suffix(".tmp.npz")
+    np.savez(
+        partial,
+        images=np.stack([np.stack([s.normal, *s.damaged]) for s in scenes]),
+        masks=np.stack([np.stack(s.masks) for s in scenes]),
+        family=np.array([FAMILIES.index(s.family) for s in scenes]),
+        defect=np.array([[DEFECT_NAMES.index(kind) for kind in s.defects] for s in scenes]),
+    )
+    partial.rename(path)
+
+
+def make_pool(folder: Path, scenes: int, seed: int) -> list[Path]:
+    """Generate what is missing of the pool, on all cores; returns its files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(folder / f"chunk-{chunk:04d}.npz", chunk, seed) for chunk in range(-(-scenes // CHUNK))]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool() as pool:
+        for done, _ in enumerate(pool.imap_unordered(make_chunk, jobs), start=1):
+            print(f"scenes {done * CHUNK}/{len(jobs) * CHUNK}", flush=True)
+    return [path for path, _, _ in jobs]
+
+
+@dataclass
+class Batch:
+    images: Tensor  # (3n, 3, S, S) normalised; normal, damaged, damaged of each scene
+    masks: Tensor  # (3n, S, S) in [0, 1]
+    family: Tensor  # (3n,)
+    state: Tensor  # (3n,) -1 normal, else the defect's index
+
+
+class Pool:
+    """All scenes in memory (about 440 KB each), drawn at random and warped anew every time."""
+
+    def __init__(self, files: list[Path]) -> None:
+        chunks = [np.load(path) for path in files]
+        self.images, self.masks, self.family, self.defect = (
+            torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks]))
+            for name in ("images", "masks", "family", "defect")
+        )
+
+    def draw(self, scenes: int, size: int, generator: torch.Generator) -> Batch:
+        index = torch.randint(len(self.images), (scenes,), generator=generator)
+        images = normalise(self.images[index])  # n 3 3 S S
+        masks = F.pad(self.masks[index].float(), (0, 0, 0, 0, 1, 0))  # n 3 S S, the first is empty
+        grid = random_warp(scenes, size, images.shape[-1], generator)
+        both = torch.cat([images.flatten(1, 2), masks], dim=1)  # n 12 S S
+        both = F.grid_sample(both, grid, padding_mode="reflection", align_corners=False)
+        images, masks = both[:, :9].unflatten(1, (3, 3)), both[:, 9:]
+        gain = 1 + 0.15 * torch.randn(scenes, 1, 3, 1, 1, generator=generator)
+        shift = 0.2 * torch.randn(scenes, 1, 3, 1, 1, generator=generator)
+        state = torch.cat([torch.full((scenes, 1), -1), self.defect[index]], dim=1)
+        return Batch(
+            (images * gain + shift).flatten(0, 1), masks.flatten(0, 1),
+            self.family[index].repeat_interleave(3), state.flatten(),
+        )  # fmt: skip
+
+
+def random_warp(n: int, size: int, source: int, generator: torch.Generator) -> Tensor:
+    """Sampling grids (n, size, size, 2): zoom, rotation, flips and shift, one for all images of a scene."""
+    uniform = torch.rand(n, 5, generator=generator)
+    zoom = (size / source) * torch.exp((uniform[:, 0] - 0.5) * 0.8)  # extent of the crop in scenes
+    zoom = zoom.clamp(max=1.0)
+    quarter = torch.randint(4, (n,), generator=generator) * (torch.pi / 2)
+    angle = quarter + (uniform[:, 1] - 0.5) * 0.3
+    flip = torch.where(uniform[:, 2] < 0.5, -1.0, 1.0)
+    shift = (uniform[:, 3:] * 2 - 1) * (1 - zoom)[:, None]
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    theta = torch.stack([torch.stack([cos * flip, -sin, shift[:, 0]], 1), torch.stack([sin * flip, cos, shift[:, 1]], 1)], 1)
+    return F.affine_grid(theta, [n, 1, size, size], align_corners=False)
+
+
+# --- the model and its losses -----------------------------------------------------------------------------------------
+
+
+def encode_text(clip: Any, ids: Tensor) -> Tensor:
+    """Normalised text features (n, D); ids (n, T) may be cut behind the longest caption, the tower is causal."""
+    x = clip.token_embedding(ids) + clip.positional_embedding[: ids.shape[1]]
+    for block in clip.transformer.resblocks:
+        x = block(x, attn_mask=clip.attn_mask[: ids.shape[1], : ids.shape[1]])
+    x = clip.ln_final(x[torch.arange(len(ids)), ids.argmax(-1)])
+    return F.normalize(x.float() @ clip.text_projection, dim=-1)
+
+
+def described(captions: list[Caption], batch: Batch) -> Tensor:
+    """(images, captions) float: 1 where the caption is true of the image."""
+    family = torch.tensor([-1 if c.family is None else FAMILIES.index(c.family) for c in captions])
+    damaged = torch.tensor([c.damaged for c in captions])
+    defect = torch.tensor([-1 if c.defect is None else DEFECT_NAMES.index(c.defect) for c in captions])
+    same_family = (family == -1) | (batch.family[:, None] == family)
+    same_state = (batch.state[:, None] >= 0) == damaged
+    same_defect = (defect == -1) | (batch.state[:, None] == defect)
+    return (same_family & same_state & same_defect).float()
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
+    """Symmetric cross-entropy to soft targets: the true captions of an image share its probability, and vice versa."""
+    logits = scale.exp().clamp(max=100) * image @ text.T
+    losses = [
+        F.cross_entropy(view, target / target.sum(1, keepdim=True).clamp(min=1))
+        for view, target in ((logits, positives), (logits.T, positives.T))
+    ]
+    return torch.stack(losses).mean()
+
+
+def state_loss(image: Tensor, direction: Tensor, damaged: Tensor) -> Tensor:
+    """Binary cross-entropy of the abnormal-minus-normal cosine; image (B, D), direction (K, D), damaged (B,)."""
+    logits = image @ direction.T / TEMPERATURE
+    target = damaged[:, None].expand_as(logits)
+    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(0.5))  # two damaged to one normal
+
+
+def patch_loss(patches: Tensor, direction: Tensor, masks: Tensor) -> Tensor:
+    """Weighted BCE and dice of patch logits against the mask's share of each patch; patches (B, P, D), masks (B, S, S)."""
+    side = round(patches.shape[1] ** 0.5)
+    covered = F.adaptive_avg_pool2d(masks[:, None], side).flatten(1)  # B P
+    target = (covered * 4).clamp(max=1)[..., None].expand(-1, -1, len(direction))
+    logits = F.normalize(patches, dim=-1) @ direction.T / TEMPERATURE  # B P K
+    bce = F.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(4.0))
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * target).sum(1) + 1
+    dice = 1 - (overlap / (probability.sum(1) + target.sum(1) + 1)).mean()
+    return bce + dice
+
+
+def training_loss(clip: Any, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    visual = clip.visual
+    grid = batch.images.shape[-1] // CONFIG["vision_cfg"]["patch_size"]
+    dpam_layers = DPAM_LAYERS if rng.random() < 0.75 else 0  # plain patch features stay usable too
+    captions = random_captions(rng, [FAMILIES[i] for i in batch.family.tolist()], [
+        None if i < 0 else DEFECT_NAMES[i] for i in batch.state.tolist()
+    ])  # fmt: skip
+    normal, abnormal = state_pairs(rng, FAMILIES, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        depth = CONFIG["vision_cfg"]["layers"]
+        positions = resize_positions(visual.positional_embedding, grid)
+        class_token, (vv,) = two_streams(visual, positions, batch.images, (depth,), dpam_layers)
+        text = encode_text(clip, tokens([c.text for c in captions] + normal + abnormal))
+    class_token, patches = class_token.float(), project_patches(visual, vv.float())
+    image = F.normalize(layer_norm(visual.ln_post, class_token) @ visual.proj, dim=-1)
+    bare_image = F.normalize(class_token @ visual.proj, dim=-1)  # AnomalyCLIP reads the class token without ln_post
+    text, n, a = text.split([len(captions), len(normal), len(abnormal)])
+    damaged = (batch.state >= 0).float()
+    parts = {
+        "contrastive": contrastive_loss(image, text, clip.logit_scale, described(captions, batch)),
+        "state": state_loss(image, a - n, damaged) + state_loss(bare_image, a - n, damaged),
+        "patch": 2 * patch_loss(patches, a - n, batch.masks),
+    }
+    return torch.stack(list(parts.values())).sum(), {name: part.item() for name, part in parts.items()}
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def schedule(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 200 steps, then cosine to a twentieth."""
+    warm = min(1.0, (step + 1) / 200)
+    return peak * warm * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+
+
+def build_clip() -> Any:
+    from open_clip.model import CLIP
+
+    return CLIP(**{key: CONFIG[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")})
+
+
+def optimizer_for(clip: Any) -> torch.optim.AdamW:
+    decayed = [p for p in clip.parameters() if p.ndim >= 2]
+    others = [p for p in clip.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+
+
+def train(pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path) -> dict[str, Tensor]:
+    """Train, or go on from the checkpoint; returns the exponential moving average of the weights."""
+    torch.manual_seed(seed)
+    clip = build_clip().train()
+    optimizer = optimizer_for(clip)
+    average = {name: value.detach().clone() for name, value in clip.state_dict().items()}
+    start = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        clip.load_state_dict(saved["clip"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average, start = saved["average"], saved["step"]
+    clock = time.monotonic()
+    for step in range(start, steps):
+        size = 128 if step < 0.8 * steps else SCENE_SIZE  # whole scenes at full size at the end
+        batch = pool.draw(scenes, size, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(step, steps, 1e-3)
+        loss, parts = training_loss(clip, batch, np.random.default_rng((seed, step)))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.998, (1 + step) / (10 + step))
+        for name, value in clip.state_dict().items():
+            average[name].lerp_(value, 1 - decay)
+        if step % 20 == 0:
+            rate = (step - start + 1) * 3 * scenes / (time.monotonic() - clock)
+            print(f"step {step}/{steps}", *(f"{k} {v:.3f}" for k, v in parts.items()), f"{rate:.0f} images/s", flush=True)
+        if step % 100 == 99 or step == steps - 1:
+            state = {"clip": clip.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step + 1}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    return average
+
+
+def used_tokens() -> Tensor:
+    """Ids of all tokens that captions can contain, and of AnomalyCLIP's own prompts."""
+    from models.embedded.captions import all_phrases
+    from models.prompts import tokenize
+
+    ids: Iterator[Tensor] = iter((tokens(all_phrases(FAMILIES)), tokenize(12, 77)))
+    return torch.cat([part.flatten() for part in ids]).unique().long()
+
+
+def export(average: dict[str, Tensor], folder: Path) -> None:
+    """weights.safetensors (fp16, compact vocabulary) and config.json."""
+    from safetensors.torch import save_file
+
+    state = compact_vocabulary({name: value for name, value in average.items() if name != "attn_mask"}, used_tokens())
+    halved = {name: v.half().contiguous() if v.is_floating_point() else v for name, v in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(halved, folder / "weights.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("pretrain"), help="scenes and checkpoint (default: pretrain)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="where weights and config go (default: the package)")
+    parser.add_argument("--pool", type=int, default=12_288, help="number of generated scenes")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--scenes", type=int, default=32, help="scenes a step, three images each")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    pool = Pool(make_pool(args.work / "scenes", args.pool, args.seed))
+    export(train(pool, args.steps, args.scenes, args.seed, args.work / "checkpoint.pt"), args.out)
+
+
+if __name__ == "__main__":
+    main()
