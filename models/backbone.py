@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EMBEDDED = "embedded"
-Linear = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, H, M, d), (B, H, N, d), (B, H, N, d) -> (B, H, M, d)
 
 
 class ImageFeatures(NamedTuple):
@@ -83,7 +83,12 @@ def encode_image(
 
 
 def two_streams(
-    visual: Any, positions: Tensor, images: Tensor, feature_layers: Sequence[int], dpam_layers: int
+    visual: Any,
+    positions: Tensor,
+    images: Tensor,
+    feature_layers: Sequence[int],
+    dpam_layers: int,
+    attention: Attention = F.scaled_dot_product_attention,
 ) -> tuple[Tensor, list[Tensor]]:
     """The ordinary class token (B, C) and the V-V stream's tokens (B, N, C) of each feature layer, before ln_post.
 
@@ -100,8 +105,8 @@ def two_streams(
         class_token_only = number == depth and (in_vv_range or number not in feature_layers)
         q, k, v = project_qkv(block, ordinary, class_token_only)
         if in_vv_range and number <= max(feature_layers):
-            vv = vv + attend(block, v, v, v)
-        ordinary = (ordinary[:, :1] if class_token_only else ordinary) + attend(block, q, k, v)
+            vv = vv + attend(block, v, v, v, attention)
+        ordinary = (ordinary[:, :1] if class_token_only else ordinary) + attend(block, q, k, v, attention)
         ordinary = ordinary + mlp(block, ordinary)
         if not in_vv_range:
             vv = ordinary
@@ -141,11 +146,11 @@ def project_qkv(block: Any, tokens: Tensor, class_token_only: bool) -> tuple[Ten
     return linear(x[:, :1], attn.in_proj_weight[:width], attn.in_proj_bias[:width]), k, v
 
 
-def attend(block: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(block: Any, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
     """Multi-head attention and output projection: q (B, M, C), k and v (B, N, C) -> (B, M, C)."""
     attn = block.attn
     q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # B H N d
-    x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # B M C
+    x = attention(q, k, v).transpose(1, 2).flatten(2)  # B M C
     return linear(x, attn.out_proj.weight, attn.out_proj.bias)
 
 

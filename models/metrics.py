@@ -1,0 +1,208 @@
+"""Detection metrics of images and pixels, exact and from one ranking: AUROC, AP, F1-max, AUPRO.
+
+A ROC, PR or PRO curve turns only at the scores of the anomalous items: between two of them only the false positives
+grow. So the positives are ranked, and the (far more) normal pixels are sorted block by block and counted against them:
+every metric is exact, no map is widened to float64, and beside its arguments a call holds boolean masks, the positives
+and one block (8 x the positives, at least an image). It takes the maps in memory; it does not stream them.
+
+What is undefined is None, never NaN; each function says when.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Metrics = dict[str, float | None]
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+FPR_LIMIT = 0.3  # AUPRO is taken up to this false positive rate
+OFFICIAL_STEPS = 200  # thresholds of the published AUPRO
+SMALLEST_BLOCK = 1 << 18  # pixels; about one map of 518 x 518
+
+
+def image_metrics(labels: Any, scores: Any) -> Metrics:
+    """AUROC, AP and F1-max of image scores (N,) against labels (N,), 0 normal and 1 anomalous.
+
+    All three are None where only one class is present: there is nothing to tell apart.
+    """
+    return _metrics(*_as_arrays(labels, scores, ndim=1))
+
+
+def pixel_metrics(masks: Any, maps: Any) -> Metrics:
+    """AUROC, AP and F1-max over all pixels of maps (N, H, W) against masks (N, H, W), anomalous where > 0.5.
+
+    All three are None where the pixels are of one class: no anomalous pixel, or no background.
+    """
+    return _metrics(*_as_arrays(masks, maps, ndim=3))
+
+
+def aupro(masks: Any, maps: Any, definition: Literal["official", "standard"] = "official") -> float | None:
+    """Area under the per-region overlap curve up to a false positive rate of 0.3; masks and maps (N, H, W).
+
+    official: as the authors' code has it. 200 equidistant thresholds, points with FPR < 0.3, their FPR rescaled from
+    (min, max) to (0, 1), trapezoids. None also where fewer than two different FPRs lie below 0.3 (as for constant
+    maps): there is nothing to rescale.
+    standard: every distinct threshold, from (0, 0), interpolated linearly at FPR 0.3, divided by 0.3.
+    Both: a region is an 8-connected component of one mask. None without a region or without background.
+    """
+    positive, scores = _as_arrays(masks, maps, ndim=3)
+    if definition == "official":
+        return _official_aupro(positive, scores)
+    if definition == "standard":
+        curve = pro_curve(positive, scores)
+        return None if curve is None else _area_to_limit(*curve, FPR_LIMIT) / FPR_LIMIT
+    raise ValueError(f"AUPRO has the definitions 'official' and 'standard', not {definition!r}.")
+
+
+def pro_curve(masks: Any, maps: Any) -> Curve | None:
+    """The exact PRO curve (FPR, mean overlap of the regions) from (0, 0) to (1, 1), every point where it turns.
+
+    None without a region or without background.
+    """
+    positive, scores = _as_arrays(masks, maps, ndim=3)
+    if _one_class(positive):
+        return None
+    values, inverse = np.unique(scores[positive], return_inverse=True)
+    overlap = np.cumsum(np.bincount(inverse, weights=_overlap_weights(positive))[::-1])
+    above, at_least = _background_counts(positive, scores, values[::-1])
+    return _turning_points(above, at_least, positive.size - int(np.count_nonzero(positive)), overlap)
+
+
+@dataclass(frozen=True)
+class RankedCounts:
+    """Cumulative counts at the T distinct scores of the positives, highest first; both classes are present."""
+
+    thresholds: NDArray[Any]  # (T,) in the scores' dtype
+    tp: NDArray[np.int64]  # (T,) positives >= threshold; the last is all of them
+    fp: NDArray[np.int64]  # (T,) negatives >= threshold
+    fp_above: NDArray[np.int64]  # (T,) negatives > threshold
+    negatives: int
+
+    @property
+    def positives(self) -> int:
+        return int(self.tp[-1])
+
+    @property
+    def auroc(self) -> float:
+        """The chance that a positive outranks a negative, ties counting half; summed in integers."""
+        outranked_twice = np.diff(self.tp, prepend=0) * (2 * self.negatives - self.fp - self.fp_above)
+        return int(outranked_twice.sum()) / (2 * self.positives * self.negatives)
+
+    @property
+    def average_precision(self) -> float:
+        return float(np.diff(self.tp, prepend=0) @ (self.tp / (self.tp + self.fp)) / self.positives)
+
+    @property
+    def f1_max(self) -> float:
+        """The best F1 of all thresholds: lowering one to admit negatives alone cannot raise it."""
+        return float(np.max(2 * self.tp / (self.tp + self.fp + self.positives)))
+
+    def roc(self) -> Curve:
+        """FPR and TPR from (0, 0) to (1, 1), every point where the curve turns."""
+        return _turning_points(self.fp_above, self.fp, self.negatives, self.tp / self.positives)
+
+    def precision_recall(self) -> Curve:
+        """Precision and recall (T,) at the thresholds."""
+        return self.tp / (self.tp + self.fp), self.tp / self.positives
+
+
+def rank(labels: Any, scores: Any) -> RankedCounts | None:
+    """Rank scores against labels of the same shape (any), anomalous where > 0.5; None where one class is missing."""
+    positive, scores = _as_arrays(labels, scores)
+    if _one_class(positive):
+        return None
+    values, counts = np.unique(scores[positive], return_counts=True)
+    thresholds, tp = values[::-1], np.cumsum(counts[::-1])
+    above, at_least = _background_counts(positive, scores, thresholds)
+    return RankedCounts(thresholds, tp, at_least, above, negatives=positive.size - int(tp[-1]))
+
+
+def _metrics(positive: NDArray[np.bool_], scores: NDArray[Any]) -> Metrics:
+    ranked = rank(positive, scores)
+    if ranked is None:
+        return {"auroc": None, "ap": None, "f1_max": None}
+    return {"auroc": ranked.auroc, "ap": ranked.average_precision, "f1_max": ranked.f1_max}
+
+
+def _as_arrays(labels: Any, scores: Any, ndim: int | None = None) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Labels as booleans (> 0.5) and finite scores in their own dtype, of one shape; (N, 1, H, W) becomes (N, H, W)."""
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    if ndim == 3:
+        labels, scores = (a[:, 0] if a.ndim == 4 and a.shape[1] == 1 else a for a in (labels, scores))
+    if labels.shape != scores.shape or ndim not in (None, scores.ndim):
+        wanted = {1: "labels and scores (N,)", 3: "masks and maps (N, H, W)"}.get(ndim or 0, "labels and scores")
+        raise ValueError(f"Expected {wanted} of one shape, got {labels.shape} and {scores.shape}.")
+    if labels.dtype.kind not in "biuf" or scores.dtype.kind not in "biuf":
+        raise ValueError(f"Expected numbers, got labels of {labels.dtype} and scores of {scores.dtype}.")
+    if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
+        raise ValueError("Scores must be finite: NaN or infinity cannot be ranked.")
+    return labels if labels.dtype == bool else labels > 0.5, scores
+
+
+def _one_class(positive: NDArray[np.bool_]) -> bool:
+    return np.count_nonzero(positive) in (0, positive.size)
+
+
+def _background_counts(
+    positive: NDArray[np.bool_], scores: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(V,), (V,): how many of the scores where not `positive` are > and >= each of the values (V,)."""
+    above, at_least = np.zeros((2, len(values)), dtype=np.int64)
+    block = max(SMALLEST_BLOCK, 8 * len(values))  # sorting one then costs about as much as the look-ups in it
+    step = max(1, block // max(1, scores[:1].size))  # in items of the first axis
+    for start in range(0, len(scores), step):
+        background = np.sort(scores[start : start + step][~positive[start : start + step]])
+        above += background.size - np.searchsorted(background, values, side="right")
+        at_least += background.size - np.searchsorted(background, values, side="left")
+    return above, at_least
+
+
+def _overlap_weights(positive: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """What each positive pixel, in C order, adds to the mean overlap: 1 / (area of its region x number of regions)."""
+    weights, regions = [], 0
+    for mask in positive:
+        labels, found = ndimage.label(mask, structure=np.ones((3, 3)))  # H W, 8-connected
+        inside = labels[mask]
+        weights.append(1 / np.bincount(inside)[inside])
+        regions += found
+    return np.concatenate(weights) / regions
+
+
+def _official_aupro(positive: NDArray[np.bool_], maps: NDArray[Any]) -> float | None:
+    if _one_class(positive):
+        return None
+    thresholds = _official_thresholds(maps)
+    above, _ = _background_counts(positive, maps, thresholds)
+    fpr = above / (positive.size - np.count_nonzero(positive))
+    exceeded = np.searchsorted(thresholds, maps[positive])  # the number of thresholds that each positive pixel exceeds
+    overlap = np.bincount(exceeded, weights=_overlap_weights(positive), minlength=len(thresholds) + 1)
+    pro = np.cumsum(overlap[::-1])[::-1][1:]
+    fpr, pro = fpr[fpr < FPR_LIMIT], pro[fpr < FPR_LIMIT]
+    if len(np.unique(fpr)) < 2:
+        return None
+    return float(-np.trapezoid(pro, (fpr - fpr.min()) / (fpr.max() - fpr.min())))  # FPR falls as thresholds rise
+
+
+def _official_thresholds(maps: NDArray[Any]) -> NDArray[Any]:
+    """np.arange in the maps' own dtype, rounding included: about 200 of them, none for constant maps."""
+    low, high = maps.min(), maps.max()
+    if maps.dtype.kind != "f":
+        low, high = int(low), int(high)  # small integers would overflow in the difference
+    delta = (high - low) / OFFICIAL_STEPS
+    return np.arange(low, high, delta) if 0 < delta < np.inf else np.empty(0, maps.dtype)
+
+
+def _turning_points(above: NDArray[Any], at_least: NDArray[Any], negatives: int, rate: NDArray[Any]) -> Curve:
+    """Two points a threshold: the FPR just above it with the rate so far, and the FPR at it with its own rate (T,)."""
+    fpr = np.stack([above, at_least], axis=1).ravel() / negatives  # 2T
+    rates = np.stack([np.append(0, rate[:-1]), rate], axis=1).ravel()  # 2T
+    return np.concatenate([[0], fpr, [1]]), np.concatenate([[0], rates, [1]])
+
+
+def _area_to_limit(fpr: NDArray[np.float64], rate: NDArray[np.float64], limit: float) -> float:
+    """The area under a curve from FPR 0 to the limit, which is interpolated."""
+    inside = fpr <= limit
+    return float(np.trapezoid(np.append(rate[inside], np.interp(limit, fpr, rate)), np.append(fpr[inside], limit)))
