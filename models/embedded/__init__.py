@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
+IMAGE_SIZE = 256  # the default of detectors on it; it was trained on crops of 128 and scenes of 192 pixels
+DPAM_LAYERS = 4  # of its 6 blocks, in pre-training and in detectors
+
+
+def embedded_config() -> dict[str, Any]:
+    """open_clip config of the embedded backbone."""
+    return dict(json.loads((FOLDER / "config.json").read_text()))
 
 
 def embedded_weights() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """open_clip config and fp32 state dict of the embedded backbone."""
     from safetensors.torch import load_file
 
-    config = json.loads((FOLDER / "config.json").read_text())
+    config = embedded_config()
     return config, expand_vocabulary(load_file(FOLDER / "weights.safetensors"), config["text_cfg"]["vocab_size"])
 
 

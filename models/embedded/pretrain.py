@@ -2,9 +2,10 @@
 
     python -m models.embedded.pretrain --work pretrain --steps 3000
 
-Three losses. Contrastive with soft targets: in a batch, every image that a caption describes is its positive. State: the
+Four losses. Contrastive with soft targets: in a batch, every image that a caption describes is its positive. State: the
 class token must prefer the abnormal wording of a caption pair for damaged images. Patch: so must the V-V patch tokens
-inside the defect mask, which is what makes anomaly maps work (without it they are near chance). Families of the
+inside the defect mask, which is what makes anomaly maps work (without it they are near chance). A linear
+probe of the class token gets the contrastive part going. Families of the
 auxiliary and the held-out split are never generated here.
 """
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.backbone import layer_norm, project_patches, resize_positions, two_streams
-from models.embedded import FOLDER
+from models.embedded import DPAM_LAYERS, FOLDER
 from models.embedded.captions import Caption, all_phrases, random_captions, state_pairs, tokens
 from models.embedded.generator import DEFECTS, SPLIT, scene
 from models.preprocess import normalise
@@ -37,7 +38,6 @@ CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 192, "layers": 6, "width": 192, "patch_size": 16, "head_width": 64},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 12},
 }
-DPAM_LAYERS = 4
 TEMPERATURE = 0.07
 FAMILIES = SPLIT["pretrain"]
 DEFECT_NAMES = tuple(DEFECTS)
@@ -189,6 +189,15 @@ def state_loss(image: Tensor, direction: Tensor, damaged: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(0.5))  # two damaged to one normal
 
 
+def probe_loss(logits: Tensor, batch: Batch, damaged: Tensor) -> Tensor:
+    """Family and state from the class token by a linear layer, logits (B, families + 1).
+
+    Image and text features begin nearly constant, which is a saddle of the contrastive loss: the probe leads away from it.
+    """
+    state = F.binary_cross_entropy_with_logits(logits[:, -1], damaged, pos_weight=torch.tensor(0.5))
+    return F.cross_entropy(logits[:, :-1], batch.family) + 2 * state
+
+
 def patch_loss(patches: Tensor, direction: Tensor, masks: Tensor) -> Tensor:
     """Weighted BCE and dice of patch logits against the mask's share of each patch; patches (B, P, D), masks (B, S, S)."""
     side = round(patches.shape[1] ** 0.5)
@@ -220,13 +229,15 @@ def training_loss(clip: Any, batch: Batch, rng: np.random.Generator) -> tuple[Te
         class_token, (vv,) = two_streams(visual, positions, batch.images, (depth,), dpam_layers, attention)
         text = encode_text(clip, tokens([c.text for c in captions] + normal + abnormal))
     class_token, patches = class_token.float(), project_patches(visual, vv.float())
-    image = F.normalize(layer_norm(visual.ln_post, class_token) @ visual.proj, dim=-1)
+    normed_token = layer_norm(visual.ln_post, class_token)
+    image = F.normalize(normed_token @ visual.proj, dim=-1)
     bare_image = F.normalize(class_token @ visual.proj, dim=-1)  # AnomalyCLIP reads the class token without ln_post
     text, n, a = text.split([len(captions), len(normal), len(abnormal)])
     damaged = (batch.state >= 0).float()
     parts = {
         "contrastive": contrastive_loss(image, text, clip.logit_scale, described(captions, batch)),
         "state": state_loss(image, a - n, damaged) + state_loss(bare_image, a - n, damaged),
+        "probe": 0.5 * probe_loss(clip.probe(normed_token), batch, damaged),
         "patch": 2 * patch_loss(patches, a - n, batch.masks),
     }
     return torch.stack(list(parts.values())).sum(), {name: part.item() for name, part in parts.items()}
@@ -238,7 +249,7 @@ def training_loss(clip: Any, batch: Batch, rng: np.random.Generator) -> tuple[Te
 def schedule(step: int, steps: int, peak: float) -> float:
     """Linear warm-up over 200 steps, then cosine to a twentieth."""
     warm = min(1.0, (step + 1) / 200)
-    return peak * warm * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+    return peak * warm * float(0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
 
 
 def build_clip() -> Any:
@@ -246,7 +257,9 @@ def build_clip() -> Any:
     from open_clip.model import CLIP
 
     text = CONFIG["text_cfg"] | {"vocab_size": len(used_tokens()) + 1}
-    return CLIP(CONFIG["embed_dim"], CONFIG["vision_cfg"], text, quick_gelu=True)
+    clip: Any = CLIP(CONFIG["embed_dim"], CONFIG["vision_cfg"], text, quick_gelu=True)
+    clip.probe = torch.nn.Linear(CONFIG["vision_cfg"]["width"], len(FAMILIES) + 1)  # see probe_loss; not exported
+    return clip
 
 
 def optimizer_for(clip: Any) -> torch.optim.AdamW:
@@ -296,7 +309,8 @@ def export(average: dict[str, Tensor], folder: Path) -> None:
     """weights.safetensors (fp16, see expand_vocabulary) and config.json."""
     from safetensors.torch import save_file
 
-    state = {name: value.half().contiguous() for name, value in average.items() if name != "attn_mask"}
+    exported = {name for name in average if name != "attn_mask" and not name.startswith("probe.")}
+    state = {name: value.half().contiguous() for name, value in average.items() if name in exported}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state | {"token_embedding.ids": used_tokens().int()}, folder / "weights.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")

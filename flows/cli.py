@@ -1,0 +1,274 @@
+"""The command `anomalyclip`: a thin layer of arguments over the flows.
+
+Results go to standard output (a table, or one JSON object with --json), progress and logs to standard error.
+Exit 0: done; 2: wrong use or unusable input, in one sentence; 1: it failed; 130: stopped by Ctrl-C.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import InputError
+
+Handler = Callable[[argparse.Namespace], tuple[Any, str]]  # the summary, and what a person reads of it
+METRIC_HEADS = {
+    "class_name": "class", "images": "images", "image_auroc": "image AUROC", "image_ap": "AP", "image_f1_max": "F1-max",
+    "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    prepare_environment(arguments.store)
+    silence_input_errors()
+    try:
+        summary, text = arguments.run(arguments)
+    except InputError as error:
+        print(f"anomalyclip: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("anomalyclip: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        logging.getLogger("anomalyclip").debug("", exc_info=True)
+        print(f"anomalyclip: {arguments.command} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(summary), ensure_ascii=False) if arguments.json else text)
+    return 0
+
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+
+def prepare_environment(store: str) -> None:
+    """Before Prefect, MLflow and torch are imported: all local under the store where nothing else is configured."""
+    from tasks.store import Store
+
+    home = Store(store).local_root or Path.home() / ".cache" / "anomalyclip"
+    defaults = {
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow the decoding ones
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" not in os.environ:
+        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # its database fails without the folder
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def silence_input_errors() -> None:
+    """Prefect logs the traceback of every exception; ours for the user are said once, in one sentence."""
+
+    def is_about_us(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, InputError) or "InputError" in record.getMessage())
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(is_about_us)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def run_demo(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.demo import demo
+
+    summary = demo(arguments.images, arguments.cells, arguments.epochs, store=arguments.store)
+    rows = [{"collection": name} | asdict(table[-1]) for name, table in summary.metrics.items()]
+    heads = {"collection": "collection"} | {name: head for name, head in METRIC_HEADS.items() if name != "class_name"}
+    seconds = "  ".join(f"{step} {value:.1f} s" for step, value in summary.seconds.items())
+    return summary, "\n".join(
+        [
+            "",
+            as_table(rows, heads),
+            "",
+            f"{seconds}  total {sum(summary.seconds.values()):.1f} s",
+            "",
+            f"page      {summary.report}",
+            f"store     {summary.store}",
+            f"model     {summary.model}",
+            f"MLflow    mlflow ui --backend-store-uri {mlflow_uri(arguments.store)}",
+        ]
+    )
+
+
+def run_ingest(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.ingest import ingest
+
+    s = ingest(arguments.source, arguments.collection, arguments.layout, arguments.probe, store=arguments.store)
+    counts = f"{s.listed} images listed: {s.new} new, {s.changed} changed, {s.unchanged} unchanged, {s.deleted} deleted"
+    unreadable = f"; {s.unreadable} cannot be read" if s.unreadable else ""
+    return s, f"{s.collection}: {counts}{unreadable}; {s.labelled} labelled (manifest {s.digest})"
+
+
+def run_train(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.train import train
+
+    s = train(
+        arguments.collection, arguments.backbone, arguments.epochs, arguments.lr, arguments.seed, arguments.image_size,
+        arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
+    )  # fmt: skip
+    return s, f"{s.model}: {s.epochs} epochs on {', '.join(s.collections)}, last loss {s.loss.total:.4f}"
+
+
+def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.score import score
+
+    s = score(
+        arguments.collection, arguments.model, arguments.workers, arguments.shard_size, arguments.precision,
+        store=arguments.store,
+    )  # fmt: skip
+    if not s.scored:
+        return s, f"{s.collection}: nothing to score, {s.model} has scored all {s.images} images"
+    unreadable = "".join(f", {count} {kind}" for kind, count in s.unreadable.items())
+    rate = f"{s.scored / s.seconds:.1f} images/s"
+    before = f", {s.already_scored} were scored before" if s.already_scored else ""
+    return s, f"{s.collection}: scored {s.scored} images in {s.seconds:.1f} s ({rate}){unreadable}{before}\n{s.scores}"
+
+
+def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.evaluate import evaluate
+
+    s = evaluate(arguments.collection, arguments.model, store=arguments.store)
+    heads = METRIC_HEADS | {"aupro": f"AUPRO ({s.aupro_definition})"}
+    rows = [asdict(row) for row in (s.metrics if len(s.metrics) > 2 else s.metrics[:1])]
+    return s, f"{as_table(rows, heads)}\n{s.model} on {s.collection}, MLflow run {s.mlflow_run}"
+
+
+def run_report(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.report import report
+
+    s = report(arguments.collection, arguments.model, store=arguments.store)
+    return s, s.report
+
+
+def as_table(rows: list[dict[str, Any]], heads: dict[str, str]) -> str:
+    """Aligned columns; undefined values are a dash."""
+    cells = [list(heads.values())] + [[as_cell(row[name]) for name in heads] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
+
+
+def as_cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def mlflow_uri(store: str) -> str:
+    from tasks.store import Store
+
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Store(store).local_root}/mlflow.db"
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="anomalyclip", description="Zero-shot anomaly detection over image collections, with AnomalyCLIP."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Handler, summary: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(run=run)
+        sub.add_argument("--store", default=os.environ.get("ANOMALYCLIP_STORE", "./store"), metavar="URI",
+                         help="folder or bucket with everything (default: $ANOMALYCLIP_STORE, else ./store)")  # fmt: skip
+        sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        return sub
+
+    demo = command("demo", run_demo, "The whole story on the embedded backbone, offline.", "anomalyclip demo")
+    demo.add_argument("--images", type=positive, default=60, help="images of each generated family (default: 60)")
+    demo.add_argument("--cells", type=positive, default=150, help="solar cells of each label (default: 150)")
+    demo.add_argument("--epochs", type=positive, default=15, help="epochs of training (default: 15)")
+
+    ingest = command("ingest", run_ingest, "List a source and write what is new or changed to a manifest.",
+                     "anomalyclip ingest s3://line-4/2026-11-24 --collection line-4")  # fmt: skip
+    ingest.add_argument("source", metavar="SOURCE", help="a folder, any fsspec URI, or the file of the layout 'labels'")
+    add_collection(ingest)
+    ingest.add_argument("--layout", default="flat", choices=("flat", "folders", "mvtec", "labels"),
+                        help="how names tell class and label (default: flat, no labels)")  # fmt: skip
+    ingest.add_argument(
+        "--probe", action="store_true", help="read every header: fills in sizes, finds unreadable images"
+    )
+
+    train = command("train", run_train, "Train prompts on labelled collections and register a model version.",
+                    "anomalyclip train --collection mvtec --backbone ViT-L-14-336-quickgelu:openai")  # fmt: skip
+    train.add_argument("--collection", action="append", required=True, metavar="NAME", help="repeat for more than one")
+    train.add_argument("--backbone", default="embedded", metavar="SPEC",
+                       help="<open_clip model>:<tag, path or URI>, or 'embedded' (default)")  # fmt: skip
+    train.add_argument("--epochs", type=positive, default=15, help="default: 15, as published")
+    train.add_argument("--lr", type=float, default=1e-3, help="default: 0.001, as published")
+    train.add_argument(
+        "--seed", type=int, default=111, help="of the first prompts and the order of images (default: 111)"
+    )
+    train.add_argument("--image-size", type=positive, help="pixels (default: the backbone's, 518 for patch 14)")
+    train.add_argument("--feature-layers", type=positive, nargs="+", metavar="L",
+                       help="1-based layers whose maps are summed (default: the last, as published)")  # fmt: skip
+    train.add_argument(
+        "--dpam-layers", type=int, help="last blocks with V-V attention (default: 19 of 24 in proportion)"
+    )
+
+    score = command("score", run_score, "Score what this model has not scored yet.",
+                    "anomalyclip score --collection line-4 --model models:/anomalyclip@champion")  # fmt: skip
+    add_collection(score)
+    add_model(score)
+    score.add_argument("--workers", type=positive, default=1, help="shards at the same time (default: 1)")
+    score.add_argument("--shard-size", type=positive, default=256, help="images a shard (default: 256)")
+    score.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32, the exact one"
+    )
+
+    evaluate = command("evaluate", run_evaluate, "Metrics against labels and masks, into MLflow.",
+                       "anomalyclip evaluate --collection cookies")  # fmt: skip
+    add_collection(evaluate)
+    add_model(evaluate)
+
+    report = command("report", run_report, "Write the HTML page of a scored collection.",
+                     "anomalyclip report --collection line-4")  # fmt: skip
+    add_collection(report)
+    add_model(report)
+    return parser
+
+
+def add_collection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--collection", required=True, metavar="NAME", help="the collection's name in the store")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="models:/anomalyclip@champion", metavar="URI",
+                        help="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle folder (default: champion)")  # fmt: skip
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

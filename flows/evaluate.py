@@ -1,0 +1,29 @@
+"""Evaluate: metrics of a scored, labelled collection against its labels and masks, into MLflow."""
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection
+from tasks.registry import CHAMPION_URI, resolve_model
+from tasks.store import Store, default_store
+
+
+@dataclass(frozen=True)
+class EvaluateSummary:
+    """A row a class, the mean over classes last."""
+
+    collection: str
+    model: str
+    mlflow_run: str
+    aupro_definition: str
+    metrics: list[ClassMetrics]
+
+
+@flow(name="evaluate", flow_run_name="evaluate {collection}")
+def evaluate(collection: str, model: str = CHAMPION_URI, store: str | None = None) -> EvaluateSummary:
+    """Compare the scores and maps of a model with the collection's labels and masks, and log the result to MLflow."""
+    store = store or default_store()
+    version = resolve_model(Store(store), model)
+    table, run_id = evaluate_collection(store, collection, version)
+    return EvaluateSummary(collection, version.uri, run_id, AUPRO_DEFINITION, table)

@@ -1,0 +1,75 @@
+"""Progress of long work: a bar on standard error and, under a Prefect server, a progress artifact in its UI."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext
+from tqdm import tqdm
+
+ARTIFACT_SECONDS = 2.0  # at most one update of the artifact in this time
+
+
+class Progress:
+    """Counts work that threads do; `advance` is safe to call from any of them."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=True,
+                        mininterval=0.2 if terminal else 10.0, disable=not total)  # fmt: skip
+        self.lock, self.total, self.reported = threading.Lock(), total, time.monotonic()
+        self.artifact = self.create_artifact(what)
+
+    def create_artifact(self, what: str) -> UUID | None:
+        """Only for a real server: nobody looks at an ephemeral one."""
+        if not os.environ.get("PREFECT_API_URL") or FlowRunContext.get() is None:
+            return None
+        artifact = create_progress_artifact(progress=0.0, description=what)
+        return artifact if isinstance(artifact, UUID) else None
+
+    def advance(self, n: int = 1) -> None:
+        with self.lock:
+            self.bar.update(n)
+            due = self.artifact and time.monotonic() - self.reported > ARTIFACT_SECONDS
+            if due:
+                self.reported = time.monotonic()
+        if due:
+            self.report()
+
+    def report(self) -> None:
+        if self.artifact and self.total:
+            update_progress_artifact(self.artifact, progress=100.0 * min(1.0, self.bar.n / self.total))
+
+
+class Stopped(Exception):
+    """Somebody asked this process to stop; what is committed stays, the rest is done by the next run."""
+
+
+stopping = threading.Event()
+_current: list[Progress] = []
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "images") -> Iterator[Progress]:
+    """Make this the bar that `advance` moves; steps that run inside know nothing else of it."""
+    bar = Progress(what, total, unit)
+    _current.append(bar)
+    try:
+        yield bar
+    finally:
+        _current.remove(bar)
+        bar.report()
+        bar.bar.close()
+
+
+def advance(n: int = 1) -> None:
+    """Move the innermost bar, if there is one; raises Stopped where the process was asked to stop."""
+    if stopping.is_set():
+        raise Stopped("stopped on request")
+    if _current:
+        _current[-1].advance(n)

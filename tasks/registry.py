@@ -1,0 +1,146 @@
+"""Bundles in the MLflow registry: `anomalyclip`, its versions, and the alias `champion` of the one that scores."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from models import Detector, load_detector
+from models.detector import bundle_digest
+from tasks.errors import InputError
+from tasks.store import Store
+
+MODEL_NAME = "anomalyclip"
+CHAMPION = "champion"
+CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
+EXPERIMENT = "anomalyclip"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A resolved model: uri names this very version for ever; partition is its name in the store's folders."""
+
+    uri: str
+    name: str
+    version: str
+    digest: str
+
+    @property
+    def partition(self) -> str:
+        return f"{self.name}.v{self.version}"
+
+
+def use_tracking(store: Store) -> MlflowClient:
+    """Point MLflow at MLFLOW_TRACKING_URI, else at SQLite under the (then local) store, and at our experiment."""
+    root = store.local_root
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given and root is None:
+        raise InputError(f"the store {store.uri!r} is remote: set MLFLOW_TRACKING_URI to an MLflow server or database")
+    if root is not None:
+        root.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(given or f"sqlite:///{root}/mlflow.db")
+    client = MlflowClient()
+    if client.get_experiment_by_name(EXPERIMENT) is None:
+        location = None if given or root is None else (root / "mlartifacts").as_uri()
+        try:
+            client.create_experiment(EXPERIMENT, artifact_location=location)
+        except MlflowException:
+            if client.get_experiment_by_name(EXPERIMENT) is None:  # else another run was first
+                raise
+    mlflow.set_experiment(EXPERIMENT)
+    return client
+
+
+def register_bundle(store: Store, folder: Path, run_id: str, description: str) -> ModelVersion:
+    """Log a bundle to a run and register it; the first version ever becomes the champion."""
+    client = use_tracking(store)
+    digest = bundle_digest(folder)
+    client.log_artifacts(run_id, str(folder), "bundle")
+    try:
+        client.create_registered_model(MODEL_NAME, description="AnomalyCLIP prompts; the CLIP weights are not in it")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
+    created = client.create_model_version(
+        MODEL_NAME, source, run_id, tags={"bundle_digest": digest}, description=description
+    )
+    version = str(created.version)
+    if champion_version(client) is None:
+        client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
+    return ModelVersion(f"models:/{MODEL_NAME}/{version}", MODEL_NAME, version, digest)
+
+
+def champion_version(client: MlflowClient) -> str | None:
+    try:
+        return str(client.get_model_version_by_alias(MODEL_NAME, CHAMPION).version)
+    except MlflowException:
+        return None
+
+
+def resolve_model(store: Store, model: str) -> ModelVersion:
+    """What a MODEL names now: `models:/name@alias`, `models:/name/version`, or the folder of a bundle."""
+    if not model.startswith("models:/"):
+        folder = Path(model)
+        if not (folder / "config.json").is_file():
+            raise InputError(f"the model {model!r} is neither a models:/ URI nor the folder of a bundle")
+        digest = bundle_digest(folder)
+        return ModelVersion(str(folder.resolve()), folder.resolve().name, digest[:12], digest)
+    client = use_tracking(store)
+    try:
+        found = find_version(client, model)
+    except MlflowException as error:
+        hint = "train one with `anomalyclip train`" if model == CHAMPION_URI else "see `mlflow ui` for those there are"
+        raise InputError(f"there is no model {model!r} in {mlflow.get_tracking_uri()}: {hint}") from error
+    uri = f"models:/{found.name}/{found.version}"
+    digest = found.tags.get("bundle_digest")
+    if digest is None:
+        raise InputError(f"{uri} was not registered by anomalyclip: it has no tag bundle_digest")
+    return ModelVersion(uri, found.name, str(found.version), digest)
+
+
+def find_version(client: MlflowClient, model: str) -> Any:
+    name = model.removeprefix("models:/")
+    if "@" in name:
+        return client.get_model_version_by_alias(*name.split("@", 1))
+    return client.get_model_version(*name.split("/", 1))
+
+
+@contextmanager
+def bundle_folder(store: Store, model: ModelVersion) -> Iterator[Path]:
+    """A local folder with the bundle's files, checked against its digest."""
+    if not model.uri.startswith("models:/"):
+        yield Path(model.uri)
+        return
+    use_tracking(store)
+    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
+        local = Path(mlflow.artifacts.download_artifacts(model.uri, dst_path=folder))
+        found = bundle_digest(local)
+        if found != model.digest:
+            raise InputError(f"the bundle of {model.uri} has SHA-256 {found[:16]}…, registered is {model.digest[:16]}…")
+        yield local
+
+
+def open_detector(store: Store, model: ModelVersion, device: str = "auto", precision: str = "fp32") -> Detector:
+    """The model, ready to score; InputError where its backbone cannot be had or is another one."""
+    with bundle_folder(store, model) as folder:
+        try:
+            return load_detector(folder, device=device, precision=precision)
+        except ValueError as error:
+            raise InputError(f"{model.uri} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def tracked_run(store: Store, name: str, params: Mapping[str, Any]) -> Iterator[str]:
+    """An MLflow run of our experiment; yields its id."""
+    use_tracking(store)
+    with mlflow.start_run(run_name=name) as run:
+        mlflow.log_params(dict(params))
+        yield run.info.run_id

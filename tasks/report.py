@@ -1,0 +1,143 @@
+"""The page that people look at: one self-contained HTML file with the highest and the lowest scores and their heat maps.
+
+Heat maps are on one absolute scale, the abnormal probability from 0 to 1: a quiet image stays dark. Names and labels are
+escaped by the template engine.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, select_autoescape
+from matplotlib import colormaps
+from PIL import Image
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from scipy.ndimage import binary_erosion
+
+from models.detector import DetectorConfig, read_bundle_config
+from models.maps import map_at
+from models.preprocess import as_viewed, binary_mask
+from tasks.evaluation import ClassMetrics, read_grids
+from tasks.images import UnreadableImage, decode_image
+from tasks.manifest import read_manifest, records
+from tasks.registry import ModelVersion, bundle_folder
+from tasks.scoring import scores_folder
+from tasks.store import Store, read_uri
+from tasks.tables import SCORES, read_parts
+
+THUMBNAIL = 224  # pixels, the longer side
+HIGHEST, LOWEST = 18, 6  # images shown of each collection
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image: pictures are data URIs; label is 0, 1 or None; kind names the defect where it is known."""
+
+    name: str
+    uri: str
+    class_name: str
+    label: int | None
+    kind: str | None
+    score: float
+    regions: int
+    image: str
+    heat: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One collection of the page."""
+
+    collection: str
+    model: str
+    images: int
+    highest: list[Card]
+    lowest: list[Card]
+    unreadable: list[dict[str, Any]]
+    metrics: list[ClassMetrics] = field(default_factory=list)
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def write_report(
+    store: str, run_id: str, model: ModelVersion, metrics: dict[str, list[ClassMetrics]], title: str
+) -> str:
+    """Write the page over the named collections, with their metrics where there are any; returns its URI."""
+    target = Store(store)
+    with bundle_folder(target, model) as folder:
+        config = read_bundle_config(folder)
+    sections = [build_section(target, name, model, config, found) for name, found in metrics.items()]
+    return target.write(render(title, sections, config).encode(), "reports", run_id, "index.html")
+
+
+def render(title: str, sections: list[Section], config: DetectorConfig) -> str:
+    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("tasks") / "report.html").read_text(encoding="utf-8"))
+    return template.render(title=title, sections=sections, config=config, scale=heat_scale())
+
+
+def build_section(
+    store: Store, collection: str, model: ModelVersion, config: DetectorConfig, metrics: list[ClassMetrics]
+) -> Section:
+    """The collection's scores by this model; pictures are made only of the images that are shown."""
+    scores = read_parts(store, *scores_folder(collection, model.partition), schema=SCORES).to_pandas()
+    facts = read_manifest(store, collection).rows[["image_id", "label", "defect_type", "mask_uri"]]
+    rows = facts.merge(scores.drop_duplicates("image_id"), on="image_id", suffixes=("_truth", ""))
+    scored = rows[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
+    grids = read_grids(store, collection, model)
+    shown = [card for row in records(scored.head(HIGHEST)) if (card := build_card(row, grids, config))]
+    quiet = [card for row in records(scored.tail(LOWEST)[::-1]) if (card := build_card(row, grids, config))]
+    unreadable = list(records(rows[rows["error_kind"].notna()][["uri", "error_kind", "error_detail"]]))
+    return Section(collection, model.partition, len(rows), shown, quiet, unreadable, metrics)
+
+
+def build_card(row: Mapping[str, Any], grids: Mapping[str, np.ndarray], config: DetectorConfig) -> Card | None:
+    """None where the image can no longer be read."""
+    try:
+        image = as_viewed(decode_image(read_uri(row["uri"]))).convert("RGB")
+    except (FileNotFoundError, UnreadableImage):
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    values = map_at(grids[row["image_id"]], image.height, image.width, config.image_size, config.sigma)
+    heat = overlay(image, values / len(config.feature_layers))
+    if row["mask_uri_truth"]:
+        heat = outline(heat, decode_image(read_uri(row["mask_uri_truth"])))
+    label = None if pd.isna(row["label"]) else int(row["label"])
+    return Card(
+        row["uri"].rpartition("/")[2], row["uri"], row["class_name"], label, row["defect_type"], row["score"],
+        0 if row["regions"] is None else len(row["regions"]), data_uri(image), data_uri(heat),
+    )  # fmt: skip
+
+
+def overlay(image: Image.Image, probability: np.ndarray) -> Image.Image:
+    """Heat over a grey copy of the image; probability (H, W) in [0, 1] sets both colour and opacity."""
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
+    colours = colormaps["inferno"](np.clip(probability, 0, 1))[..., :3].astype(np.float32) * 255
+    alpha = np.clip(0.25 + 0.6 * probability, 0, 0.85)[..., None]
+    return Image.fromarray((grey * (1 - alpha) + colours * alpha).round().astype(np.uint8))
+
+
+def outline(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """The image with the ground truth's outline in cyan."""
+    inside = Image.fromarray(binary_mask(mask)).resize(image.size, Image.Resampling.NEAREST)
+    region = np.asarray(inside)
+    pixels = np.array(image)
+    pixels[region & ~binary_erosion(region)] = (0, 230, 230)
+    return Image.fromarray(pixels)
+
+
+def data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def heat_scale() -> str:
+    """The colours from 0 to 1, as CSS stops."""
+    stops = (colormaps["inferno"](value)[:3] for value in np.linspace(0, 1, 9))
+    return ", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*(255 * c for c in stop)) for stop in stops)

@@ -1,0 +1,299 @@
+"""Scoring a collection shard by shard, each shard exactly once.
+
+A shard is a slice of an immutable manifest part. Its masks and maps are written first, its Parquet part of scores last:
+a part that exists is a shard that is done, whatever died or ran at the same time. Rows hold no time and no host, so that a
+shard scored twice gives the same bytes.
+"""
+
+import io
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import State
+from prefect.tasks import exponential_backoff
+
+from models import Detector
+from models.maps import map_at
+from models.preprocess import as_viewed, to_square
+from models.regions import find_regions
+from models.stream import Scored, batch_size_for, score_stream
+from tasks.errors import InputError
+from tasks.images import UnreadableImage, decode_image
+from tasks.layouts import etag_of
+from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
+from tasks.progress import Stopped, advance
+from tasks.registry import ModelVersion, open_detector
+from tasks.store import Store, open_filesystem
+from tasks.tables import MAPS, SCORES, to_parquet, to_table
+
+SHARD_SIZE = 256
+READERS = 16  # threads that read and decode ahead of the model
+WRITERS = 8  # threads that cut and write masks behind it
+READ_AHEAD = 3  # batches
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows start..stop of one manifest part, under a name that orders the parts of scores."""
+
+    manifest_part: str
+    size: int
+    index: int
+    rows: int  # in the whole manifest part
+
+    @property
+    def name(self) -> str:
+        return f"{part_key(self.manifest_part)}-{self.size}-{self.index:05d}"
+
+    @property
+    def length(self) -> int:
+        return min(self.size, self.rows - self.index * self.size)
+
+
+@dataclass(frozen=True)
+class ScoredShard:
+    """What scoring a shard came to: images, of which unreadable by kind."""
+
+    name: str
+    images: int
+    unreadable: dict[str, int]
+
+
+def part_key(manifest_part: str) -> str:
+    return manifest_part.rpartition("part-")[2].removesuffix(".parquet")
+
+
+def scores_folder(collection: str, partition: str, kind: str = "scores") -> tuple[str, ...]:
+    return "collections", collection, kind, f"model={partition}"
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+def plan_shards(
+    store: Store, collection: str, partition: str, size: int = SHARD_SIZE
+) -> tuple[list[Shard], list[Shard]]:
+    """All shards of a collection, and those that this model (partition `name.vN`) has not scored.
+
+    A manifest part whose shards were begun at another size keeps that size, so that shards never overlap.
+    """
+    done = {name.removeprefix("part-").removesuffix(".parquet")
+            for name in store.find(*scores_folder(collection, partition), suffix=".parquet")}  # fmt: skip
+    sizes = {name.rsplit("-", 2)[0]: int(name.rsplit("-", 2)[1]) for name in done}
+    shards = []
+    for part in list_parts(store, collection):
+        if not part.endswith(f"{FACTS_PART}.parquet"):
+            rows = count_rows(store, collection, part)
+            part_size = sizes.get(part_key(part), size)
+            shards += [Shard(part, part_size, i, rows) for i in range(-(-rows // part_size))]
+    return shards, [shard for shard in shards if shard.name not in done]
+
+
+def count_rows(store: Store, collection: str, part: str) -> int:
+    with store.fs.open(store.path(*manifest_folder(collection), part), "rb") as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+def read_shard(store: Store, collection: str, shard: Shard) -> list[dict[str, Any]]:
+    table = read_part(store, collection, shard.manifest_part).slice(shard.index * shard.size, shard.size)
+    return list(table.select(["image_id", "uri", "etag", "size", "class_name"]).to_pylist())
+
+
+# --- one shard --------------------------------------------------------------------------------------------------------
+
+
+class Pixels(NamedTuple):
+    """An image as the model takes it, (S, S, 3) uint8, and its own size as a viewer shows it."""
+
+    square: np.ndarray
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and how the results of one model over one collection are written."""
+
+    store: Store
+    collection: str
+    partition: str
+    bundle_digest: str
+    image_size: int
+    sigma: float
+    map_threshold: float
+
+    def write_shard(self, kind: str, shard: Shard, data: bytes) -> str:
+        return self.store.write(
+            data, *scores_folder(self.collection, self.partition, kind), f"part-{shard.name}.parquet"
+        )
+
+    def write_mask(self, image_id: str, mask: np.ndarray) -> str:
+        buffer = io.BytesIO()
+        Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
+        return self.store.write(
+            buffer.getvalue(), *scores_folder(self.collection, self.partition, "masks"), f"{image_id}.png"
+        )
+
+
+def transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again may help: storage that failed, yes; unusable input, no."""
+    return not isinstance(state.result(raise_on_failure=False), (InputError, Stopped))
+
+
+@task(
+    name="score shard", task_run_name="{shard.name}", cache_policy=NO_CACHE,
+    retries=3, retry_delay_seconds=exponential_backoff(5), retry_jitter_factor=0.5, retry_condition_fn=transient,
+)  # fmt: skip
+def score_shard(store: str, collection: str, model: ModelVersion, shard: Shard, precision: str) -> ScoredShard:
+    """Score one shard with the model that this process keeps loaded, and commit it."""
+    detector = loaded_detector(store, model, precision)
+    config = detector.config
+    threshold = 0.5 * len(config.feature_layers)  # half of the map's scale while nothing is calibrated
+    output = Output(Store(store), collection, model.partition, model.digest, config.image_size, config.sigma, threshold)
+    return commit_shard(output, shard, detector)
+
+
+_loading = threading.Lock()
+
+
+def loaded_detector(store: str, model: ModelVersion, precision: str) -> Detector:
+    """The detector, loaded once a process however many threads ask for it."""
+    with _loading:
+        return _load_detector(store, model, precision)
+
+
+@lru_cache(maxsize=1)
+def _load_detector(store: str, model: ModelVersion, precision: str) -> Detector:
+    return open_detector(Store(store), model, precision=precision)
+
+
+def commit_shard(output: Output, shard: Shard, detector: Detector) -> ScoredShard:
+    """Score one shard and write its masks, then its maps, then its scores."""
+    rows = read_shard(output.store, output.collection, shard)
+    scored, maps = [], []
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
+        pending: deque[Future[dict[str, Any]]] = deque()
+        for row, result in score_rows(detector, rows, readers):
+            pending.append(writers.submit(finish_row, output, row, result))
+            if isinstance(result, ScoredImage):
+                maps.append(map_row(row, result.grid))
+            while len(pending) > 4 * WRITERS:
+                scored.append(pending.popleft().result())
+            advance()
+        scored += [future.result() for future in pending]
+    output.write_shard("maps", shard, to_parquet(to_table(maps, MAPS)))
+    output.write_shard("scores", shard, to_parquet(to_table(scored, SCORES)))
+    kinds = [row["error_kind"] for row in scored if "error_kind" in row]
+    return ScoredShard(shard.name, len(rows), {kind: kinds.count(kind) for kind in sorted(set(kinds))})
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    score: float
+    grid: np.ndarray
+    height: int
+    width: int
+
+
+def score_rows(
+    detector: Detector, rows: list[dict[str, Any]], readers: ThreadPoolExecutor
+) -> Iterator[tuple[dict[str, Any], ScoredImage | UnreadableImage]]:
+    """Every row in order with its result. Batches are fixed slices of the rows, whatever is unreadable in them."""
+    size, side = batch_size_for(detector), detector.config.image_size
+    slices = [rows[i : i + size] for i in range(0, len(rows), size)]
+    loaded: deque[list[Pixels | UnreadableImage]] = deque()
+
+    def batches() -> Iterator[np.ndarray]:
+        for batch in read_ahead(readers, slices, side):
+            loaded.append(batch)
+            squares = [image.square for image in batch if isinstance(image, Pixels)]
+            yield np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
+
+    for batch_rows, scored in zip(slices, score_stream(detector, batches()), strict=True):
+        yield from pair_results(batch_rows, loaded.popleft(), scored)
+
+
+def pair_results(
+    rows: list[dict[str, Any]], images: list[Pixels | UnreadableImage], scored: Scored
+) -> Iterator[tuple[dict[str, Any], ScoredImage | UnreadableImage]]:
+    position = 0
+    for row, image in zip(rows, images, strict=True):
+        if isinstance(image, UnreadableImage):
+            yield row, image
+        else:
+            yield row, ScoredImage(float(scored.scores[position]), scored.grids[position], image.height, image.width)
+            position += 1
+
+
+def read_ahead(
+    readers: ThreadPoolExecutor, slices: Iterable[list[dict[str, Any]]], image_size: int
+) -> Iterator[list[Pixels | UnreadableImage]]:
+    """Batches of loaded images, in order; the next READ_AHEAD are already being read."""
+    waiting: deque[list[Future[Pixels | UnreadableImage]]] = deque()
+    for rows in slices:
+        waiting.append([readers.submit(load_pixels, row, image_size) for row in rows])
+        if len(waiting) > READ_AHEAD:
+            yield [future.result() for future in waiting.popleft()]
+    while waiting:
+        yield [future.result() for future in waiting.popleft()]
+
+
+def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:
+    """Read, decode and prepare one object version; a store that fails raises, an image that is bad is returned as such."""
+    try:
+        image = decode_image(read_version(row))
+        try:
+            viewed = as_viewed(image)
+            return Pixels(to_square(viewed, image_size), viewed.height, viewed.width)
+        except (ValueError, OSError) as error:
+            raise UnreadableImage("unsupported", f"mode {image.mode}: {error}") from error
+    except UnreadableImage as error:
+        return error
+
+
+def read_version(row: dict[str, Any]) -> bytes:
+    """The bytes of the listed version; raises UnreadableImage where the object is gone or is another one by now."""
+    filesystem, path = open_filesystem(row["uri"])
+    try:
+        if isinstance(filesystem, LocalFileSystem) and etag_of(filesystem, filesystem.info(path)) != row["etag"]:
+            raise UnreadableImage("changed", "the object is not the version that was listed")
+        data = bytes(filesystem.cat_file(path))
+    except FileNotFoundError:
+        raise UnreadableImage("missing", "the object vanished after it was listed") from None
+    if len(data) != row["size"]:
+        raise UnreadableImage("changed", f"the object has {len(data)} bytes, {row['size']} were listed")
+    return data
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def finish_row(output: Output, row: dict[str, Any], result: ScoredImage | UnreadableImage) -> dict[str, Any]:
+    """The row of the scores table; writes the mask where anything exceeds the threshold."""
+    base = {name: row[name] for name in ("image_id", "uri", "etag", "class_name")} | {
+        "bundle_digest": output.bundle_digest
+    }
+    if isinstance(result, UnreadableImage):
+        return base | {"error_kind": result.kind, "error_detail": result.detail}
+    anomaly_map = map_at(result.grid, result.height, result.width, output.image_size, output.sigma)
+    mask = anomaly_map > output.map_threshold
+    mask_uri = output.write_mask(row["image_id"], mask) if mask.any() else None
+    regions = [region._asdict() for region in find_regions(mask, anomaly_map)]
+    return base | {"score": result.score, "mask_uri": mask_uri, "regions": regions}
+
+
+def map_row(row: dict[str, Any], grid: np.ndarray) -> dict[str, Any]:
+    values = np.ascontiguousarray(grid, dtype="<f4")
+    return {"image_id": row["image_id"], "rows": grid.shape[0], "cols": grid.shape[1], "values": values.tobytes()}

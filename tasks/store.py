@@ -1,0 +1,101 @@
+"""The store: where everything lies, and reading and writing of whole objects over fsspec."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from tasks.errors import InputError
+
+S3_OPTIONS: dict[str, Any] = {"config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 8}}}
+
+
+def default_store() -> str:
+    """$ANOMALYCLIP_STORE, else ./store."""
+    return os.environ.get("ANOMALYCLIP_STORE", "./store")
+
+
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI or local path, and the path in it. S3 is configured by the AWS variables."""
+    options = S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
+    try:
+        filesystem, path = fsspec.url_to_fs(uri, **options)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{uri!r} cannot be opened: {error}") from error
+    return filesystem, path
+
+
+def read_uri(uri: str) -> bytes:
+    filesystem, path = open_filesystem(uri)
+    return bytes(filesystem.cat_file(path))
+
+
+@dataclass(frozen=True)
+class Store:
+    """Paths under one URI. Objects are written whole and appear whole."""
+
+    uri: str
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        filesystem, root = open_filesystem(self.uri)
+        return filesystem, root.rstrip("/")
+
+    @property
+    def fs(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def local_root(self) -> Path | None:
+        """The root as a local folder, None for a remote store."""
+        return Path(self._opened[1]) if isinstance(self.fs, LocalFileSystem) else None
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self._opened[1], *parts))
+
+    def uri_of(self, *parts: str) -> str:
+        """Full URI of an object, as it is written into tables."""
+        return str(self.fs.unstrip_protocol(self.path(*parts)))
+
+    def read(self, *parts: str) -> bytes:
+        return bytes(self.fs.cat_file(self.path(*parts)))
+
+    def write(self, data: bytes, *parts: str) -> str:
+        """Write one object atomically; returns its URI. A reader sees the old object, the new one, or none."""
+        path = self.path(*parts)
+        if self.local_root is None:
+            self.fs.pipe_file(path, data)
+        else:
+            write_file(Path(path), data)
+        return self.uri_of(*parts)
+
+    def exists(self, *parts: str) -> bool:
+        return bool(self.fs.exists(self.path(*parts)))
+
+    def find(self, *parts: str, suffix: str = "") -> list[str]:
+        """Paths of all objects below a folder, relative to it, sorted; empty where there is no such folder."""
+        folder = self.path(*parts)
+        self.fs.invalidate_cache()
+        try:
+            paths: Sequence[str] = self.fs.find(folder)
+        except FileNotFoundError:
+            return []
+        return sorted(path[len(folder) + 1 :] for path in paths if path.endswith(suffix))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a local file by renaming a finished one into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

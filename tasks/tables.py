@@ -1,0 +1,86 @@
+"""Schemas of the tables, and Parquet in and out of the store."""
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.store import Store
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+MANIFEST = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("size", pa.int64()),
+        ("last_modified", TIMESTAMP),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("class_name", pa.string()),
+        ("split", pa.string()),
+        ("defect_type", pa.string()),
+        ("label", pa.int8()),
+        ("mask_uri", pa.string()),
+        ("status", pa.string()),
+        ("status_detail", pa.string()),
+    ]
+)
+
+REGION = pa.struct(
+    [
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("w", pa.int32()),
+        ("h", pa.int32()),
+        ("area", pa.int64()),
+        ("peak", pa.float64()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("class_name", pa.string()),
+        ("score", pa.float64()),
+        ("decision", pa.string()),
+        ("threshold", pa.float64()),
+        ("mask_uri", pa.string()),
+        ("regions", pa.list_(REGION)),
+        ("bundle_digest", pa.string()),
+        ("error_kind", pa.string()),
+        ("error_detail", pa.string()),
+    ]
+)
+
+MAPS = pa.schema([("image_id", pa.string()), ("rows", pa.int32()), ("cols", pa.int32()), ("values", pa.binary())])
+
+
+def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_parquet(store: Store, *parts: str, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(io.BytesIO(store.read(*parts)), columns=columns)
+
+
+def read_parts(store: Store, *folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """All Parquet parts below a folder, in name order; an empty table where there are none."""
+    parts = store.find(*folder, suffix=".parquet")
+    tables = [read_parquet(store, *folder, part, columns=columns) for part in parts]
+    if not tables:
+        return schema.empty_table() if columns is None else schema.empty_table().select(columns)
+    return pa.concat_tables(tables)
