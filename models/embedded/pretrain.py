@@ -39,6 +39,7 @@ CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 12},
 }
 TEMPERATURE = 0.07
+PEAK_LR = 2e-3
 FAMILIES = SPLIT["pretrain"]
 DEFECT_NAMES = tuple(DEFECTS)
 
@@ -262,18 +263,38 @@ def build_clip() -> Any:
     return clip
 
 
-def optimizer_for(clip: Any) -> torch.optim.AdamW:
-    decayed = [p for p in clip.parameters() if p.ndim >= 2]
-    others = [p for p in clip.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+class Optimizers:
+    """Muon for the matrices inside the blocks (about twice as fast in images as AdamW here), AdamW for all else."""
+
+    def __init__(self, clip: Any) -> None:
+        inside = [p for n, p in clip.named_parameters() if "resblocks" in n and p.ndim == 2]
+        chosen = {id(p) for p in inside}
+        others = [p for p in clip.parameters() if id(p) not in chosen]
+        self.parts = (
+            torch.optim.Muon(inside, lr=0.0, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0),
+        )
+
+    def step(self, lr: float) -> None:
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad()
+
+    def state_dict(self) -> list[Any]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[Any]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
 
 
 def train(pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path) -> dict[str, Tensor]:
     """Train, or go on from the checkpoint; returns the exponential moving average of the weights."""
     torch.manual_seed(seed)
     clip = build_clip().train()
-    optimizer = optimizer_for(clip)
+    optimizer = Optimizers(clip)
     average = {name: value.detach().clone() for name, value in clip.state_dict().items()}
     start = 0
     if checkpoint.exists():
@@ -285,13 +306,10 @@ def train(pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path) -> d
     for step in range(start, steps):
         size = 128 if step < 0.9 * steps else SCENE_SIZE  # whole scenes at full size at the end
         batch = pool.draw(scenes, size, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(step, steps, 1e-3)
         loss, parts = training_loss(clip, batch, np.random.default_rng((seed, step)))
-        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(schedule(step, steps, PEAK_LR))
         decay = min(0.998, (1 + step) / (10 + step))
         for name, value in clip.state_dict().items():
             average[name].lerp_(value, 1 - decay)

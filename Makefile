@@ -1,0 +1,34 @@
+# Everything runs in .venv, which the targets make themselves. PYTHON is any Python from 3.11 on.
+PYTHON ?= python3
+BIN := .venv/bin
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test check pretrain clean
+
+help:  ## Show what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## Set everything up and inspect generated objects and real solar cells
+	$(BIN)/anomalyclip demo
+
+test: .venv/installed  ## Set everything up and run the tests
+	$(BIN)/pytest
+
+check: .venv/installed  ## Lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain
+
+clean:  ## Remove the environment and the local store
+	rm -rf .venv store

@@ -1,0 +1,115 @@
+"""The command line: the story of a collection, exit codes, --json and --help."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.flows.conftest import Command, start, write_images
+
+COMMANDS = ["demo", "ingest", "train", "score", "evaluate", "report"]
+
+
+def test_a_collection_goes_from_folder_to_scores_masks_and_metrics(anomalyclip: Command, images: Path, tmp_path: Path):
+    listed = anomalyclip("ingest", str(images), "--collection", "parts", "--layout", "folders", "--json").json
+    assert (listed["listed"], listed["new"], listed["labelled"]) == (24, 24, 24)
+
+    trained = anomalyclip("train", "--collection", "parts", "--epochs", "1", "--json").json
+    assert trained["model"] == "models:/anomalyclip/1"
+
+    scored = anomalyclip("score", "--collection", "parts", "--json").json
+    assert (scored["scored"], scored["already_scored"], scored["unreadable"]) == (24, 0, {})
+    assert list((tmp_path / "store/collections/parts/scores/model=anomalyclip.v1").glob("part-*.parquet"))
+
+    again = anomalyclip("score", "--collection", "parts")
+    assert again.code == 0
+    assert "nothing to score" in again.out
+
+    write_images(images, range(24, 27))
+    more = anomalyclip("ingest", str(images), "--collection", "parts", "--layout", "folders", "--json").json
+    assert (more["new"], more["unchanged"]) == (3, 24)
+    assert anomalyclip("score", "--collection", "parts", "--json").json["scored"] == 3
+
+    evaluated = anomalyclip("evaluate", "--collection", "parts", "--json").json
+    assert evaluated["metrics"][-1]["images"] == 27
+    assert 0 <= evaluated["metrics"][-1]["image_auroc"] <= 1
+    assert evaluated["metrics"][-1]["pixel_auroc"] is None  # there are no masks
+
+    page = anomalyclip("report", "--collection", "parts", "--json").json["report"]
+    assert Path(page.removeprefix("file://")).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_bad_image_is_a_row_and_the_run_goes_on(anomalyclip: Command, images: Path):
+    (images / "good" / "note.png").write_text("not an image")
+    (images / "good" / "empty.jpg").touch()
+    anomalyclip("ingest", str(images), "--collection", "parts", "--layout", "folders")
+    anomalyclip("train", "--collection", "parts", "--epochs", "1")
+    answer = anomalyclip("score", "--collection", "parts", "--json")
+    assert answer.code == 0
+    assert answer.json["unreadable"] == {"empty": 1, "unsupported": 1}
+    assert answer.json["scored"] == 26
+
+
+def test_json_is_the_only_thing_on_standard_output(tmp_path: Path, images: Path):
+    process = start("ingest", str(images), "--collection", "parts", "--json", cwd=tmp_path)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert json.loads(out)["listed"] == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["ingest", "nowhere", "--collection", "parts"], "'nowhere' does not exist"),
+        (["ingest", ".", "--collection", "parts"], "holds no image"),
+        (["ingest", ".", "--collection", "../parts"], "is no name for a collection"),
+        (["ingest", ".", "--collection", "parts", "--layout", "magic"], "invalid choice: 'magic'"),
+        (["score", "--collection", "parts"], "there is no collection 'parts'"),
+        (["train", "--collection", "parts"], "there is no collection 'parts'"),
+        (["score", "--collection", "parts", "--workers", "0"], "invalid positive value: '0'"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(anomalyclip: Command, arguments: list[str], sentence: str):
+    answer = anomalyclip(*arguments)
+    assert answer.code == 2
+    assert sentence in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_training_and_evaluation_refuse_a_collection_without_labels(anomalyclip: Command, images: Path):
+    anomalyclip("ingest", str(images), "--collection", "labelled", "--layout", "folders")
+    anomalyclip("train", "--collection", "labelled", "--epochs", "1")
+    anomalyclip("ingest", str(images), "--collection", "parts")
+    for command in ("train", "evaluate"):
+        answer = anomalyclip(command, "--collection", "parts")
+        assert answer.code == 2
+        assert "label" in answer.err
+
+
+def test_a_mask_of_another_size_than_its_image_is_refused(anomalyclip: Command, tmp_path: Path):
+    folder = tmp_path / "labelled"
+    folder.mkdir()
+    Image.new("RGB", (40, 30)).save(folder / "image.png")
+    Image.new("L", (30, 40)).save(folder / "mask.png")
+    (folder / "labels.csv").write_text("image,label,mask\nimage.png,1,mask.png\n")
+    answer = anomalyclip("ingest", str(folder), "--collection", "parts", "--layout", "labels")
+    assert answer.code == 2
+    assert "mask.png is 30 x 40 pixels" in answer.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, anomalyclip: Command):
+    answer = anomalyclip(command, "--help")
+    assert answer.code == 0
+    assert f"anomalyclip {command}" in answer.out.partition("example:")[2]
+    assert "--json" in answer.out
+
+
+def test_help_is_quick_because_it_imports_no_torch():
+    code = "import sys; from flows.cli import build_parser; build_parser(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
