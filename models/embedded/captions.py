@@ -24,10 +24,14 @@ TEMPLATES = (
     "there is a {} in the picture.",
 )
 GENERIC_NAMES = ("object", "item", "surface", "product", "thing")
-NORMAL_STATES = ("{}", "flawless {}", "perfect {}", "unblemished {}", "normal {}", "intact {}", "clean {}", "{} without flaw",
-                 "{} without defect", "{} without damage")  # fmt: skip
-DAMAGED_STATES = ("damaged {}", "defective {}", "broken {}", "abnormal {}", "flawed {}", "imperfect {}", "{} with a flaw",
-                  "{} with a defect", "{} with damage")  # fmt: skip
+NORMAL_STATES = (
+    *("{}", "flawless {}", "perfect {}", "unblemished {}", "normal {}", "intact {}", "clean {}"),
+    *("{} without flaw", "{} without defect", "{} without damage"),
+)
+DAMAGED_STATES = (
+    *("damaged {}", "defective {}", "broken {}", "abnormal {}", "flawed {}", "imperfect {}"),
+    *("{} with a flaw", "{} with a defect", "{} with damage"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,7 @@ def random_caption(rng: np.random.Generator, family: str, defect: str | None) ->
     named = rng.random() >= 0.4
     name = family if named else pick(rng, GENERIC_NAMES)
     specific = defect is not None and rng.random() < 1 / 3
-    if specific:
-        state = "{} with a " + str(defect)
-    else:
-        state = pick(rng, NORMAL_STATES if defect is None else DAMAGED_STATES)
+    state = f"{{}} with a {defect}" if specific else pick(rng, NORMAL_STATES if defect is None else DAMAGED_STATES)
     text = with_filler(rng, pick(rng, TEMPLATES).format(state.format(name)))
     return Caption(text, family if named else None, defect is not None, defect if specific else None)
 
@@ -90,7 +91,7 @@ def token_row(text: str) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def tokenizer():  # type: ignore[no-untyped-def]  # noqa: ANN201
+def tokenizer():  # type: ignore[no-untyped-def]
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=77)

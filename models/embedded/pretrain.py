@@ -128,7 +128,9 @@ def random_warp(n: int, size: int, source: int, generator: torch.Generator) -> T
     flip = torch.where(uniform[:, 2] < 0.5, -1.0, 1.0)
     shift = (uniform[:, 3:] * 2 - 1) * (1 - zoom)[:, None]
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    theta = torch.stack([torch.stack([cos * flip, -sin, shift[:, 0]], 1), torch.stack([sin * flip, cos, shift[:, 1]], 1)], 1)
+    theta = torch.stack(
+        [torch.stack([cos * flip, -sin, shift[:, 0]], 1), torch.stack([sin * flip, cos, shift[:, 1]], 1)], 1
+    )
     return F.affine_grid(theta, [n, 1, size, size], align_corners=False)
 
 
@@ -315,9 +317,16 @@ def train(pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path) -> d
             average[name].lerp_(value, 1 - decay)
         if step % 20 == 0:
             rate = (step - start + 1) * 3 * scenes / (time.monotonic() - clock)
-            print(f"step {step}/{steps}", *(f"{k} {v:.3f}" for k, v in parts.items()), f"{rate:.0f} images/s", flush=True)
+            print(
+                f"step {step}/{steps}", *(f"{k} {v:.3f}" for k, v in parts.items()), f"{rate:.0f} images/s", flush=True
+            )
         if step % 100 == 99 or step == steps - 1:
-            state = {"clip": clip.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step + 1}
+            state = {
+                "clip": clip.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average,
+                "step": step + 1,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return average
