@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,20 +41,22 @@ class Backbone(nn.Module):
     spec: how to load it again; weights_sha256: digest of its tensors, whatever file format they came from.
     """
 
-    def __init__(self, clip: nn.Module, config: dict[str, Any], image_size: int, spec: str, weights_sha256: str) -> None:
+    positions: Tensor  # (1 + P, C), resized to the image size
+
+    def __init__(self, clip: Any, config: dict[str, Any], image_size: int, spec: str, weights_sha256: str) -> None:
         super().__init__()
-        self.clip = clip.eval().requires_grad_(False)
+        self.clip: Any = clip.eval().requires_grad_(False)
         self.config, self.image_size, self.spec, self.weights_sha256 = config, image_size, spec, weights_sha256
         self.patch_size: int = config["vision_cfg"]["patch_size"]
         if image_size < 1 or image_size % self.patch_size:
             raise ValueError(f"image size {image_size} is not a multiple of the patch size {self.patch_size}")
         self.grid = image_size // self.patch_size
-        table = resize_positions(clip.visual.positional_embedding.detach(), self.grid)  # type: ignore[union-attr]
+        table = resize_positions(clip.visual.positional_embedding.detach(), self.grid)
         self.register_buffer("positions", table, persistent=False)
 
     @property
     def layers(self) -> int:
-        return len(self.clip.visual.transformer.resblocks)  # type: ignore[union-attr,arg-type]
+        return len(self.clip.visual.transformer.resblocks)
 
     @property
     def embed_dim(self) -> int:
@@ -196,9 +199,7 @@ def build_backbone(
     from open_clip.model import CLIP
 
     config = copy.deepcopy(dict(open_clip_config))
-    vision = config["vision_cfg"]
-    if not isinstance(vision.get("layers"), int) or vision.get("timm_model_name") or vision.get("ls_init_value"):
-        raise ValueError("only plain CLIP vision transformers have a V-V path: this config describes another tower")
+    check_plain_vit(config)
     tensors = {
         name: torch.as_tensor(value).float()
         for name, value in state_dict.items()
@@ -232,10 +233,18 @@ def load_backbone(spec: str, image_size: int | None = None) -> Backbone:
     if not separator or not source:
         raise ValueError(f"backbone {spec!r} is neither 'embedded' nor '<open_clip model>:<pretrained tag or path>'")
     config = model_config(name)
+    check_plain_vit(config)
     tensors, from_openai = read_weights(name, source)
     if from_openai and not config.get("quick_gelu"):
         raise ValueError(f"OpenAI's weights need quick GELU: use '{name}-quickgelu:{source}' instead of '{spec}'")
     return build_backbone(config, tensors, image_size or config["vision_cfg"]["image_size"], spec)
+
+
+def check_plain_vit(config: Mapping[str, Any]) -> None:
+    """ValueError unless the vision tower is CLIP's own vision transformer."""
+    vision = config["vision_cfg"]
+    if not isinstance(vision.get("layers"), int) or vision.get("timm_model_name") or vision.get("ls_init_value"):
+        raise ValueError("only plain CLIP vision transformers have a V-V path: this config describes another tower")
 
 
 def model_config(name: str) -> dict[str, Any]:
@@ -264,7 +273,10 @@ def read_weights(name: str, source: str) -> tuple[dict[str, Tensor], bool]:
         return load_file(path), "openai" in path.name
     if is_torchscript(path):
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), True
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch errors alike: not a file that may be trusted
+        raise ValueError(f"the weights {source!r} cannot be read safely: {str(error).splitlines()[0]}") from error
     return dict(state.get("state_dict", state)), "openai" in path.name
 
 
@@ -300,5 +312,5 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().float().contiguous().cpu()
         digest.update(json.dumps([name, list(tensor.shape)]).encode())
-        digest.update(tensor.numpy().tobytes() if tensor.ndim == 0 else memoryview(tensor.numpy()).cast("B"))
+        digest.update(tensor.numpy().reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

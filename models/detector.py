@@ -6,6 +6,7 @@ Text features are kept, not the text tower: scoring needs only the vision tower,
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,9 +53,12 @@ class DetectorConfig:
 class Detector(nn.Module):
     """Scores batches of preprocessed images; build it from a backbone and prompts, or load it from a bundle."""
 
+    positions: Tensor  # (1 + P, C), resized to the image size
+    text_features: Tensor  # (2, D), L2-normalised: normal, abnormal
+
     def __init__(
         self,
-        visual: nn.Module,
+        visual: Any,
         positions: Tensor,
         text_features: Tensor,
         config: DetectorConfig,
@@ -62,7 +66,7 @@ class Detector(nn.Module):
         precision: str,
     ) -> None:
         super().__init__()
-        check_layers(config.feature_layers, config.dpam_layers, len(visual.transformer.resblocks))  # type: ignore
+        check_layers(config.feature_layers, config.dpam_layers, len(visual.transformer.resblocks))
         self.visual, self.config, self.prompt_tensors = in_precision(visual, precision), config, prompt_tensors
         self.register_buffer("positions", positions)
         self.register_buffer("text_features", text_features)
@@ -92,7 +96,7 @@ class Detector(nn.Module):
         with torch.no_grad():
             text = prompts.text_features().detach()
         tensors = {name: value.detach().cpu().clone() for name, value in prompts.state_dict().items()}
-        return cls(backbone.clip.visual, backbone.positions, text, config, tensors, precision)  # type: ignore
+        return cls(backbone.clip.visual, backbone.positions, text, config, tensors, precision)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """(3, S, S) float32 on the CPU, as the published code prepares images."""
@@ -110,9 +114,9 @@ class Detector(nn.Module):
         )
         image = features.image / features.image.norm(dim=-1, keepdim=True)
         score = torch.softmax(image @ self.text_features.T / self.config.temperature, dim=-1)[:, 1]
-        abnormal = sum(patch_probabilities(patches, self.text_features)[..., 1] for patches in features.patches)
-        side = self.config.image_size // self.visual.conv1.stride[0]  # type: ignore
-        return score, abnormal.unflatten(1, (side, side))  # type: ignore[union-attr]
+        layers = [patch_probabilities(patches, self.text_features)[..., 1] for patches in features.patches]
+        side = math.isqrt(self.positions.shape[0] - 1)
+        return score, torch.stack(layers).sum(dim=0).unflatten(1, (side, side))
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Prediction:
@@ -133,9 +137,10 @@ class Detector(nn.Module):
 
 
 def in_precision(visual: nn.Module, precision: str) -> nn.Module:
-    """The tower with its matrices in the given precision; layer norms and the residual stream stay fp32.
+    """The tower with the matrices of its blocks in the given precision.
 
-    fp32 shares the given module; the others are a copy.
+    Layer norms, the residual stream, the patch embedding and the last projection stay fp32: they cost little and their
+    rounding shows. fp32 shares the given module; the others are a copy.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
@@ -143,9 +148,8 @@ def in_precision(visual: nn.Module, precision: str) -> nn.Module:
         return visual
     visual = copy.deepcopy(visual)
     for module in visual.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+        if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
             module.to(PRECISIONS[precision])
-    visual.proj.data = visual.proj.data.to(PRECISIONS[precision])  # type: ignore
     return visual
 
 
@@ -187,7 +191,7 @@ def load_detector(
     text = load_file(Path(bundle_dir) / "text_features.safetensors")["text_features"]
     prompts = load_file(Path(bundle_dir) / "prompts.safetensors")
     visual: Any = backbone.clip.visual
-    return Detector(visual, backbone.positions, text, config, prompts, precision).to(resolve_device(device))  # type: ignore
+    return Detector(visual, backbone.positions, text, config, prompts, precision).to(resolve_device(device))
 
 
 def bundle_digest(folder: str | Path) -> str:

@@ -21,9 +21,7 @@ class LocalLoss(NamedTuple):
 
 def local_loss(abnormal: Tensor, normal: Tensor, masks: Tensor) -> LocalLoss:
     """Losses of one feature layer. abnormal, normal: probabilities (B, S, S), upsampled; masks: (B, S, S), 0 or 1."""
-    return LocalLoss(
-        focal_loss(abnormal, normal, masks), dice_loss(abnormal, masks), dice_loss(normal, 1 - masks)
-    )
+    return LocalLoss(focal_loss(abnormal, normal, masks), dice_loss(abnormal, masks), dice_loss(normal, 1 - masks))
 
 
 def focal_loss(abnormal: Tensor, normal: Tensor, masks: Tensor) -> Tensor:

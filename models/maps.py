@@ -29,6 +29,7 @@ def map_matrix(size: int, grid: int, sigma: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # kept for training too, whoever asks first
 def map_tensor(size: int, grid: int, sigma: float, device: str) -> Tensor:
     return torch.tensor(map_matrix(size, grid, sigma), dtype=torch.float32, device=device)
 

@@ -55,9 +55,9 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
-    if image.mode == "F" and 0 <= low and high <= 1:
+    if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    elif image.mode != "F" and 0 <= low and high <= 65535:
+    elif image.mode != "F" and low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
     scaled = (values - low) * (255 / max(high - low, 1e-12))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))

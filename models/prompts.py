@@ -1,4 +1,4 @@
-"""Object-agnostic prompts (AnomalyCLIP, ICLR 2024, sections 3.2-3.3): learnable words before "object." and "damaged object.".
+"""Object-agnostic prompts (AnomalyCLIP, sections 3.2-3.3): learnable words before "object." and "damaged object.".
 
 The text tower is frozen; learnable are the context vectors of both prompts and the compound prompts, which replace the
 first context tokens again before text blocks 2 to `depth`. Only the tokens up to the end-of-text token are run: the text
@@ -55,7 +55,7 @@ class PromptLearner(nn.Module):
 
     def forward(self) -> Tensor:
         """Text features of the two prompts, (2, D), not normalised."""
-        clip: Any = self.backbone.clip  # type: ignore[union-attr]
+        clip: Any = self.backbone.clip
         device = clip.positional_embedding.device
         length = int(self.end_of_text.max()) + 1
         embedded = clip.token_embedding(self.tokens[:, :length].to(device))  # 2 T W
@@ -92,7 +92,9 @@ class PromptLearner(nn.Module):
         state = read_official(checkpoint)
         own = self.state_dict()
         wrong = [
-            f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}" if name in state else f"{name} is missing"
+            f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            if name in state
+            else f"{name} is missing"
             for name, value in own.items()
             if name not in state or state[name].shape != value.shape
         ]
@@ -121,7 +123,9 @@ def read_official(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tenso
         except FileNotFoundError:
             raise ValueError(f"the checkpoint {str(checkpoint)!r} does not exist") from None
         except Exception as error:  # pickle, zip and torch errors alike: not a file that may be trusted
-            raise ValueError(f"{str(checkpoint)!r} cannot be read safely as a checkpoint: {error}") from error
+            raise ValueError(
+                f"{str(checkpoint)!r} cannot be read safely as a checkpoint: {str(error).splitlines()[0]}"
+            ) from error
     else:
         content = checkpoint
     if not isinstance(content, Mapping) or "prompt_learner" not in content:

@@ -54,12 +54,13 @@ def launch(detector: Detector, pixels: Tensor) -> InFlight:
         side = math.isqrt(detector.positions.shape[0] - 1)
         return InFlight(torch.empty(0), torch.empty(0, side, side), done=None)
     if device.type != "cuda":
-        return InFlight(*detector.score_grids(normalise(pixels.to(device))), done=None)
+        scores, grids = detector.score_grids(normalise(pixels.to(device)))
+        return InFlight(scores, grids, done=None)
     pixels = pixels.pin_memory().to(device, non_blocking=True)
-    host = [result.to("cpu", non_blocking=True) for result in detector.score_grids(normalise(pixels))]
+    scores, grids = (result.to("cpu", non_blocking=True) for result in detector.score_grids(normalise(pixels)))
     done = torch.cuda.Event()
     done.record()
-    return InFlight(*host, done=done)
+    return InFlight(scores, grids, done)
 
 
 def batch_size_for(detector: Detector) -> int:

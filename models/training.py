@@ -38,14 +38,14 @@ class StepLoss(float):
     parts: tuple[tuple[float, float, float], ...]  # (focal, dice abnormal, dice normal) of each feature layer
 
     def __new__(cls, layers: Sequence[LocalLoss], image_ce: Tensor) -> "StepLoss":
-        local = LOCAL_WEIGHT * sum(float(layer.total()) for layer in layers)
+        local = LOCAL_WEIGHT * sum(layer.total().item() for layer in layers)
         loss = super().__new__(cls, local + float(image_ce))
         loss.local, loss.image_ce = local, float(image_ce)
-        loss.parts = tuple((float(f), float(a), float(n)) for f, a, n in layers)
+        loss.parts = tuple((f.item(), a.item(), n.item()) for f, a, n in layers)
         return loss
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: training differentiates through products with these tensors
 def extract_features(
     backbone: Backbone, images: Tensor, feature_layers: Sequence[int], dpam_layers: int, batch_size: int = 8
 ) -> Features:
@@ -115,7 +115,12 @@ def batch_loss(
 
 @torch.no_grad()
 def validation_loss(
-    prompts: PromptLearner, features: Features, masks: Tensor, labels: Tensor, has_mask: Tensor | None, batch_size: int = 8
+    prompts: PromptLearner,
+    features: Features,
+    masks: Tensor,
+    labels: Tensor,
+    has_mask: Tensor | None,
+    batch_size: int = 8,
 ) -> float:
     """Mean loss over images that take no part in training, weighted by batch length."""
     total = 0.0

@@ -1,0 +1,143 @@
+"""Scores and maps of the published code, for batches of any size and in any company; bundles."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import published_form
+from models import Detector, load_detector
+from models.detector import bundle_digest
+from models.prompts import PromptLearner
+from tests.models import seeded
+from tests.models.conftest import DPAM_LAYERS, FEATURE_LAYERS, IMAGE_SIZE
+
+
+def test_scores_and_maps_are_the_published_ones(small_detector, golden, golden_images) -> None:
+    found = small_detector(golden_images)
+    np.testing.assert_allclose(found.score.numpy(), golden["scores"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.map.numpy(), golden["map_last"], atol=1e-5, rtol=0)
+
+
+def test_maps_of_several_layers_are_summed_as_published(small_backbone, small_prompts, golden, golden_images) -> None:
+    detector = Detector.build(small_backbone, small_prompts, IMAGE_SIZE, FEATURE_LAYERS, DPAM_LAYERS)
+    np.testing.assert_allclose(detector(golden_images).map.numpy(), golden["map_all"], atol=1e-5, rtol=0)
+    unsmoothed = Detector.build(small_backbone, small_prompts, IMAGE_SIZE, FEATURE_LAYERS, DPAM_LAYERS, sigma=0)
+    np.testing.assert_allclose(unsmoothed(golden_images).map.numpy(), golden["map_raw_all"], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def narrow_24() -> tuple:
+    """A 24-block model with weights and prompts of another seed, and images."""
+    backbone = seeded.backbone(seeded.NARROW_24, 126, seed=11)
+    prompts = PromptLearner(backbone)
+    tensors = seeded.prompt_tensors(seeded.NARROW_24, seed=11)
+    prompts.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    return backbone, prompts, torch.randn(5, 3, 126, 126, generator=torch.Generator().manual_seed(11))
+
+
+@pytest.mark.parametrize("layers", [(24,), (6, 12, 18, 24), (2, 5), (7,)])
+def test_the_plain_statement_agrees_on_24_blocks(narrow_24, layers: tuple[int, ...]) -> None:
+    backbone, prompts, images = narrow_24
+    found = Detector.build(backbone, prompts, 126, layers, 19)(images)
+    with torch.inference_mode():
+        scores, maps = published_form.detect(backbone, prompts.text_features(), images, list(layers), 19)
+    np.testing.assert_allclose(found.score, scores, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.map, maps, atol=1e-5, rtol=0)
+
+
+def test_a_score_does_not_depend_on_batch_size_order_or_neighbours(narrow_24) -> None:
+    backbone, prompts, images = narrow_24
+    detector = Detector.build(backbone, prompts, 126)
+    together, order = detector(images), torch.tensor([3, 0, 4, 2, 1])
+    alone = [detector(image[None]) for image in images]
+    shuffled = detector(images[order])
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(together.score[i], one.score[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.map[i], one.map[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(shuffled.score, together.score[order], atol=1e-6, rtol=0)
+
+
+VIT_B_16 = seeded.config(embed=512, vision_width=768, vision_blocks=12, patch=16, image=224, text_width=512)
+
+
+@pytest.mark.parametrize(
+    ("c", "size", "bound"), [(VIT_B_16, 224, 2e-3), (seeded.NARROW_24, 126, 8e-3)], ids=["B/16", "narrow"]
+)
+def test_reduced_precision_keeps_its_bound(c: dict, size: int, bound: float) -> None:
+    """2e-3 at the widths of CLIP, where rounding averages out; at 128 channels and 24 blocks it does so less."""
+    backbone = seeded.backbone(c, size, seed=3)
+    prompts = PromptLearner(backbone)
+    prompts.load_state_dict({name: torch.from_numpy(v) for name, v in seeded.prompt_tensors(c, seed=3).items()})
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(3))
+    layers = c["vision_cfg"]["layers"]
+    exact, reduced = (
+        Detector.build(backbone, prompts, size, (layers,), layers - 5, precision=p)(images) for p in ("fp32", "bf16")
+    )
+    assert (reduced.score - exact.score).abs().max() < bound
+    assert (reduced.map - exact.map).abs().max() < bound
+    assert not torch.equal(reduced.score, exact.score)
+
+
+def test_an_unknown_precision_is_refused(narrow_24) -> None:
+    backbone, prompts, _ = narrow_24
+    with pytest.raises(ValueError, match="'fp8' is none of fp32, bf16, fp16"):
+        Detector.build(backbone, prompts, 126, precision="fp8")
+
+
+def test_another_image_size_than_the_backbones_is_refused(small_backbone, small_prompts) -> None:
+    with pytest.raises(ValueError, match="image size 518 differs"):
+        Detector.build(small_backbone, small_prompts)
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_bundle_scores_with_the_same_bits(
+    small_detector, small_backbone, golden_images, tmp_path: Path
+) -> None:
+    folder = small_detector.save(tmp_path / "bundle")
+    loaded = load_detector(folder, device="cpu", backbone=small_backbone)
+    for before, after in zip(small_detector(golden_images), loaded(golden_images), strict=True):
+        assert torch.equal(before, after)
+    assert loaded.config == small_detector.config
+
+
+def test_a_bundle_is_small_and_holds_no_weights_of_the_backbone(small_detector, tmp_path: Path) -> None:
+    folder = small_detector.save(tmp_path / "bundle")
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "prompts.safetensors",
+        "text_features.safetensors",
+    }
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+
+
+def test_a_bundle_made_on_other_weights_is_refused(small_detector, tmp_path: Path) -> None:
+    folder = small_detector.save(tmp_path / "bundle")
+    other = seeded.backbone(seeded.SMALL, IMAGE_SIZE, seed=1)
+    with pytest.raises(ValueError, match="made on other weights"):
+        load_detector(folder, backbone=other)
+
+
+def test_the_digest_follows_every_file_of_the_bundle(small_detector, tmp_path: Path) -> None:
+    folder = small_detector.save(tmp_path / "bundle")
+    seen = {bundle_digest(folder)}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        seen.add(bundle_digest(folder))
+        path.write_bytes(content)
+    (folder / "threshold.json").write_text("{}")
+    seen.add(bundle_digest(folder))
+    assert len(seen) == 5
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        load_detector(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"backbone": "embedded"}))
+    with pytest.raises(ValueError, match="is no bundle config"):
+        load_detector(tmp_path)
