@@ -1,0 +1,160 @@
+"""What each layout reads from names, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from tasks.errors import InputError
+from tasks.layouts import Entry, read_layout
+from tests.tasks.conftest import photo
+
+
+def write(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo().save(path)
+
+
+def facts(entries: list[Entry]) -> dict[str, tuple]:
+    return {e.object.name: (e.class_name, e.split, e.label, e.defect_type) for e in entries}
+
+
+def test_flat_takes_every_image_and_no_labels(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "deep/er/b.JPG")
+    (tmp_path / "notes.txt").write_text("not listed")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    _, entries = read_layout(str(tmp_path), "flat", "parts")
+    assert facts(entries) == {"a.png": ("parts", None, None, None), "deep/er/b.JPG": ("parts", None, None, None)}
+
+
+def test_folders_are_states_and_what_stands_above_is_the_class(tmp_path: Path) -> None:
+    write(tmp_path, "good/a.png", "crack/b.png", "nut/OK/c.png", "nut/bent/d.png")
+    _, entries = read_layout(str(tmp_path), "folders", "parts")
+    assert facts(entries) == {
+        "good/a.png": ("parts", None, 0, None),
+        "crack/b.png": ("parts", None, 1, "crack"),
+        "nut/OK/c.png": ("nut", None, 0, None),
+        "nut/bent/d.png": ("nut", None, 1, "bent"),
+    }
+
+
+MVTEC = ("train/good/1.png", "test/good/2.png", "test/hole/3.png", "ground_truth/hole/3_mask.png")
+
+
+def test_mvtec_pairs_masks_by_name(tmp_path: Path) -> None:
+    write(tmp_path, *(f"nut/{name}" for name in MVTEC))
+    _, entries = read_layout(str(tmp_path), "mvtec", "parts")
+    assert facts(entries) == {
+        "nut/train/good/1.png": ("nut", "train", 0, None),
+        "nut/test/good/2.png": ("nut", "test", 0, None),
+        "nut/test/hole/3.png": ("nut", "test", 1, "hole"),
+    }
+    assert [e.mask_uri for e in entries if e.mask_uri] == [f"file://{tmp_path}/nut/ground_truth/hole/3_mask.png"]
+
+
+def test_mvtec_takes_one_class_alone(tmp_path: Path) -> None:
+    write(tmp_path / "nut", *MVTEC)
+    _, entries = read_layout(str(tmp_path / "nut"), "mvtec", "parts")
+    assert {entry.class_name for entry in entries} == {"nut"}
+
+
+def test_a_missing_mask_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "nut", *MVTEC, "test/hole/4.png")
+    with pytest.raises(InputError, match=r"'test/hole/4\.png' has no mask"):
+        read_layout(str(tmp_path / "nut"), "mvtec", "parts")
+
+
+def test_an_extra_mask_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "nut", *MVTEC, "ground_truth/hole/5_mask.png")
+    with pytest.raises(InputError, match=r"'ground_truth/hole/5_mask\.png' belongs to no image"):
+        read_layout(str(tmp_path / "nut"), "mvtec", "parts")
+
+
+CSV = "\ufeffimage,label,mask,class_name\na.png,0,,nut\nb.png,1,b_mask.png,nut\nc.png,scratched,,nut\nd.png,,,nut\n"
+ROWS = [
+    {"image": "a.png", "label": 0, "class_name": "nut"},
+    {"image": "b.png", "label": 1, "mask": "b_mask.png", "class_name": "nut"},
+    {"image": "c.png", "label": "scratched", "class_name": "nut"},
+    {"image": "d.png", "label": None, "class_name": "nut"},
+]
+
+
+@pytest.mark.parametrize(("file", "content"), [("labels.csv", CSV), ("labels.json", json.dumps(ROWS))])
+@pytest.mark.parametrize("named", [True, False], ids=["the file", "its folder"])
+def test_labels_come_from_a_table_beside_the_images(tmp_path: Path, file: str, content: str, named: bool) -> None:
+    write(tmp_path, "a.png", "b.png", "c.png", "d.png", "b_mask.png")
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    _, entries = read_layout(str(tmp_path / file if named else tmp_path), "labels", "parts")
+    assert facts(entries) == {
+        "a.png": ("nut", None, 0, None),
+        "b.png": ("nut", None, 1, None),
+        "c.png": ("nut", None, 1, "scratched"),
+        "d.png": ("nut", None, None, None),
+    }
+    assert [bool(entry.mask_uri) for entry in entries] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "s3://bucket/x.png", "..\\secret.png"])
+def test_labels_cannot_point_outside_their_folder(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "secret.png", "inside/a.png")
+    (tmp_path / "inside/labels.json").write_text(json.dumps([{"image": name, "label": 0}]))
+    with pytest.raises(InputError, match="points outside"):
+        read_layout(str(tmp_path / "inside"), "labels", "parts")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"image": "gone.png"}]', r"'gone\.png', which does not exist"),
+        ('[{"label": 1}]', "must list records"),
+        ("[1, 2", "cannot be read as JSON"),
+        ('[{"image": "a.png", "label": 7}]', "has the label '7'"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_layout(str(tmp_path), "labels", "parts")
+
+
+def test_awkward_names_are_kept_as_they_are(tmp_path: Path) -> None:
+    names = ["with space.png", "a+b.png", "100%.png", "größe.png", "two\nlines.png", "#1.png", "q?.png"]
+    write(tmp_path, *names)
+    _, entries = read_layout(str(tmp_path), "flat", "parts")
+    assert sorted(entry.object.name for entry in entries) == sorted(names)
+    for entry in entries:
+        assert fsspec.open(entry.object.uri).open().read(4) == b"\x89PNG"
+
+
+def test_a_bucket_is_read_as_a_folder_is(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/line/good/a.png", b"png")
+    memory.pipe("/bucket/line/bent/b.png", b"png")
+    try:
+        source, entries = read_layout("memory://bucket/line", "folders", "parts")
+        assert source == "memory:///bucket/line"
+        assert {(e.object.uri, e.label) for e in entries} == {
+            ("memory:///bucket/line/good/a.png", 0),
+            ("memory:///bucket/line/bent/b.png", 1),
+        }
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "layout", "message"),
+    [
+        ("nowhere", "flat", "does not exist"),
+        (".", "flat", "holds no image"),
+        (".", "magic", "no layout 'magic'"),
+        ("nonsense://x", "flat", "cannot be opened"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch, source, layout, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        read_layout(source, layout, "parts")

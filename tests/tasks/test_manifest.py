@@ -1,0 +1,130 @@
+"""Manifests: their contract, and that they only ever record what is new, changed or gone."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tasks.errors import InputError
+from tasks.manifest import ingest_source, list_parts, read_manifest, read_part
+from tasks.store import Store
+from tests.tasks.conftest import photo, write_photos
+
+CONTRACT = {
+    "image_id": pa.string(), "uri": pa.string(), "etag": pa.string(), "size": pa.int64(),
+    "last_modified": pa.timestamp("us", tz="UTC"), "width": pa.int32(), "height": pa.int32(), "mode": pa.string(),
+    "class_name": pa.string(), "split": pa.string(), "defect_type": pa.string(), "label": pa.int8(),
+    "mask_uri": pa.string(), "status": pa.string(), "status_detail": pa.string(),
+}  # fmt: skip
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_photos(tmp_path / "source" / "good", range(4))
+    write_photos(tmp_path / "source" / "bent", range(4, 6))
+    return tmp_path / "source"
+
+
+def ingest(store: Store, source: Path, layout: str = "folders", probe: bool = False):
+    return ingest_source.fn(store.uri, "parts", str(source), layout, probe)
+
+
+def test_the_table_is_the_one_of_the_contract(store: Store, source: Path) -> None:
+    ingest(store, source)
+    (part,) = list_parts(store, "parts")
+    table = read_part(store, "parts", part)
+    assert dict(zip(table.schema.names, table.schema.types, strict=True)) == CONTRACT
+    for row in table.to_pylist():
+        assert row["image_id"] == hashlib.sha256(f"{row['uri']}\n{row['etag']}".encode()).hexdigest()[:16]
+        assert row["status"] == "listed"
+        assert row["size"] == Path(row["uri"].removeprefix("file://")).stat().st_size
+
+
+def test_an_unchanged_source_adds_no_part(store: Store, source: Path) -> None:
+    first, second = ingest(store, source), ingest(store, source)
+    assert (first.new, second.new, second.unchanged) == (6, 0, 6)
+    assert first.digest == second.digest
+    assert len(list_parts(store, "parts")) == 1
+
+
+def test_new_changed_and_deleted_objects_are_told_apart(store: Store, source: Path) -> None:
+    before = ingest(store, source).digest
+    write_photos(source / "good", range(10, 12))
+    photo(99, 33, 44).save(source / "good/000.png")
+    (source / "bent/005.png").unlink()
+    summary = ingest(store, source)
+    assert (summary.new, summary.changed, summary.unchanged, summary.deleted) == (2, 1, 4, 1)
+    manifest = read_manifest(store, "parts")
+    assert manifest.digest == summary.digest != before
+    assert sorted(Path(uri).name for uri in manifest.rows["uri"]) == [
+        "000.png", "001.png", "002.png", "003.png", "004.png", "010.png", "011.png",
+    ]  # fmt: skip
+
+
+def test_an_object_that_comes_back_is_current_again(store: Store, source: Path) -> None:
+    ingest(store, source)
+    path = source / "good/000.png"
+    data, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.unlink()
+    assert ingest(store, source).deleted == 1
+    path.write_bytes(data)
+    os.utime(path, ns=times)
+    ingest(store, source)
+    assert len(read_manifest(store, "parts").rows) == 6
+
+
+def test_other_sources_of_a_collection_are_left_alone(store: Store, source: Path, tmp_path: Path) -> None:
+    ingest(store, source)
+    write_photos(tmp_path / "second" / "good", range(3))
+    assert ingest(store, tmp_path / "second").deleted == 0
+    assert len(read_manifest(store, "parts").rows) == 9
+
+
+def test_a_new_label_changes_the_row_and_not_what_is_to_be_scored(store: Store, source: Path) -> None:
+    ingest(store, source, "flat")
+    assert ingest(store, source, "folders").changed == 6
+    parts = list_parts(store, "parts")
+    assert [part.endswith("-facts.parquet") for part in parts] == [False, True]
+    assert read_manifest(store, "parts").rows["label"].sum() == 2
+
+
+def test_two_ingests_at_once_lose_nothing(store: Store, source: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: ingest(store, source), range(4)))
+    assert len(read_manifest(store, "parts").rows) == 6
+
+
+def test_probe_reads_headers_and_finds_what_is_unreadable(store: Store, source: Path) -> None:
+    (source / "good/note.png").write_text("a note")
+    summary = ingest(store, source, probe=True)
+    rows = read_manifest(store, "parts").rows.set_index("status")
+    assert summary.unreadable == 1
+    assert rows.loc["unsupported", "status_detail"]
+    assert set(zip(rows.loc["ok", "width"], rows.loc["ok", "height"], rows.loc["ok", "mode"], strict=True)) == {
+        (60, 40, "RGB")
+    }
+
+
+def test_a_mask_of_another_size_is_refused_and_nothing_is_written(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "nut"
+    for name, size in {"test/hole/1.png": (60, 40), "ground_truth/hole/1_mask.png": (40, 60)}.items():
+        (folder / name).parent.mkdir(parents=True)
+        Image.new("L", size).save(folder / name)
+    with pytest.raises(InputError, match="1_mask.png is 40 x 60 pixels"):
+        ingest(store, folder, "mvtec")
+    assert list_parts(store, "parts") == ()
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b"])
+def test_a_name_that_is_no_folder_is_refused(store: Store, source: Path, name: str) -> None:
+    with pytest.raises(InputError, match="no name for a collection"):
+        ingest_source.fn(store.uri, name, str(source), "flat", False)
+
+
+def test_a_collection_that_was_never_ingested_is_said(store: Store) -> None:
+    with pytest.raises(InputError, match="run `anomalyclip ingest` first"):
+        read_manifest(store, "parts")
