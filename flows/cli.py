@@ -175,9 +175,11 @@ def as_cell(value: Any) -> str:
 
 
 def mlflow_uri(store: str) -> str:
+    from tasks.registry import use_tracking
     from tasks.store import Store
 
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Store(store).local_root}/mlflow.db"
+    use_tracking(Store(store))
+    return os.environ["MLFLOW_TRACKING_URI"]
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ MODEL_NAME = "anomalyclip"
 CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 EXPERIMENT = "anomalyclip"
+UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of names, versions and aliases
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,26 @@ class ModelVersion:
         return f"{self.name}.v{self.version}"
 
 
+_defaults: set[str] = set()
+
+
+def configured_tracking_uri() -> str | None:
+    """MLFLOW_TRACKING_URI as the operator set it: MLflow writes every URI that it is given there, ours too."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return None if uri in _defaults else uri
+
+
 def use_tracking(store: Store) -> MlflowClient:
     """Point MLflow at MLFLOW_TRACKING_URI, else at SQLite under the (then local) store, and at our experiment."""
     root = store.local_root
-    given = os.environ.get("MLFLOW_TRACKING_URI")
+    given = configured_tracking_uri()
     if not given and root is None:
         raise InputError(f"the store {store.uri!r} is remote: set MLFLOW_TRACKING_URI to an MLflow server or database")
     if root is not None:
         root.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(given or f"sqlite:///{root}/mlflow.db")
+    uri = given or f"sqlite:///{root}/mlflow.db"
+    _defaults.update([] if given else [uri])
+    mlflow.set_tracking_uri(uri)
     client = MlflowClient()
     if client.get_experiment_by_name(EXPERIMENT) is None:
         location = None if given or root is None else (root / "mlartifacts").as_uri()
@@ -81,7 +93,9 @@ def register_bundle(store: Store, folder: Path, run_id: str, description: str) -
 def champion_version(client: MlflowClient) -> str | None:
     try:
         return str(client.get_model_version_by_alias(MODEL_NAME, CHAMPION).version)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN:
+            raise
         return None
 
 
@@ -97,6 +111,8 @@ def resolve_model(store: Store, model: str) -> ModelVersion:
     try:
         found = find_version(client, model)
     except MlflowException as error:
+        if error.error_code not in UNKNOWN:
+            raise
         hint = "train one with `anomalyclip train`" if model == CHAMPION_URI else "see `mlflow ui` for those there are"
         raise InputError(f"there is no model {model!r} in {mlflow.get_tracking_uri()}: {hint}") from error
     uri = f"models:/{found.name}/{found.version}"
@@ -110,18 +126,21 @@ def find_version(client: MlflowClient, model: str) -> Any:
     name = model.removeprefix("models:/")
     if "@" in name:
         return client.get_model_version_by_alias(*name.split("@", 1))
-    return client.get_model_version(*name.split("/", 1))
+    name, separator, version = name.partition("/")
+    if not separator:
+        raise InputError(f"{model!r} must name a version or an alias: models:/NAME/VERSION or models:/NAME@ALIAS")
+    return client.get_model_version(name, version)
 
 
 @contextmanager
 def bundle_folder(store: Store, model: ModelVersion) -> Iterator[Path]:
     """A local folder with the bundle's files, checked against its digest."""
-    if not model.uri.startswith("models:/"):
-        yield Path(model.uri)
-        return
-    use_tracking(store)
     with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
-        local = Path(mlflow.artifacts.download_artifacts(model.uri, dst_path=folder))
+        if model.uri.startswith("models:/"):
+            use_tracking(store)
+            local = Path(mlflow.artifacts.download_artifacts(model.uri, dst_path=folder))
+        else:
+            local = Path(model.uri)
         found = bundle_digest(local)
         if found != model.digest:
             raise InputError(f"the bundle of {model.uri} has SHA-256 {found[:16]}…, registered is {model.digest[:16]}…")

@@ -114,7 +114,7 @@ def test_a_mask_of_another_size_is_refused_and_nothing_is_written(store: Store, 
     for name, size in {"test/hole/1.png": (60, 40), "ground_truth/hole/1_mask.png": (40, 60)}.items():
         (folder / name).parent.mkdir(parents=True)
         Image.new("L", size).save(folder / name)
-    with pytest.raises(InputError, match="1_mask.png is 40 x 60 pixels"):
+    with pytest.raises(InputError, match=r"1_mask\.png is 40 x 60 pixels"):
         ingest(store, folder, "mvtec")
     assert list_parts(store, "parts") == ()
 

@@ -1,0 +1,117 @@
+"""The registry: versions, the champion, and that what is loaded is what was registered."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from models import Detector
+from models.prompts import PromptLearner
+from tasks.errors import InputError
+from tasks.registry import (
+    CHAMPION_URI,
+    ModelVersion,
+    bundle_folder,
+    open_detector,
+    register_bundle,
+    resolve_model,
+    tracked_run,
+    use_tracking,
+)
+from tasks.store import Store
+from tests.models import seeded
+
+
+@pytest.fixture(scope="module")
+def two_versions(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Store, list[ModelVersion]]:
+    store = Store(str(tmp_path_factory.mktemp("registry")))
+    versions = []
+    for _ in range(2):
+        with tracked_run(store, "train", {"epochs": 1}) as run_id:
+            versions.append(register_bundle(store, bundle, run_id, "of the tests"))
+    return store, versions
+
+
+def test_the_first_version_is_the_champion_and_stays_it(two_versions) -> None:
+    store, versions = two_versions
+    assert [version.version for version in versions] == ["1", "2"]
+    assert resolve_model(store, CHAMPION_URI) == versions[0]
+
+
+def test_a_version_is_named_by_its_number_for_ever(two_versions) -> None:
+    store, versions = two_versions
+    resolved = resolve_model(store, "models:/anomalyclip/2")
+    assert resolved == versions[1]
+    assert resolved.partition == "anomalyclip.v2"
+
+
+def test_the_bundle_that_is_loaded_is_the_one_that_was_registered(two_versions, bundle: Path) -> None:
+    store, versions = two_versions
+    with bundle_folder(store, versions[0]) as folder:
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in bundle.iterdir()}
+
+
+def test_a_bundle_that_was_tampered_with_is_refused(tmp_path: Path, bundle: Path) -> None:
+    store = Store(str(tmp_path))
+    with tracked_run(store, "train", {}) as run_id:
+        version = register_bundle(store, bundle, run_id, "of the tests")
+    (config,) = (tmp_path / "mlartifacts").rglob("config.json")
+    config.write_text(config.read_text().replace('"sigma": 4.0', '"sigma": 5.0'))
+    with pytest.raises(InputError, match="registered is"):
+        open_detector(store, version)
+
+
+def test_a_bundle_folder_is_a_model_too(bundle: Path, store: Store) -> None:
+    model = resolve_model(store, str(bundle))
+    assert open_detector(store, model).config.image_size == 96
+    assert model.partition == f"bundle.v{model.digest[:12]}"
+
+
+def test_a_bundle_on_other_weights_is_refused(tmp_path: Path, store: Store) -> None:
+    backbone = seeded.backbone(seeded.SMALL, 96)
+    backbone.spec = "embedded"
+    folder = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(tmp_path / "bundle")
+    with pytest.raises(InputError, match="made on other weights"):
+        open_detector(store, resolve_model(store, str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("models:/anomalyclip/7", "there is no model 'models:/anomalyclip/7'"),
+        ("models:/other@champion", "there is no model"),
+        ("models:/anomalyclip", "name a version or an alias"),
+        ("/nowhere", "neither a models:/ URI nor the folder of a bundle"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_said(two_versions, model: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_model(two_versions[0], model)
+
+
+def test_without_any_model_the_way_to_one_is_said(store: Store) -> None:
+    with pytest.raises(InputError, match="train one with `anomalyclip train`"):
+        resolve_model(store, CHAMPION_URI)
+
+
+def test_a_remote_store_needs_a_tracking_server() -> None:
+    with pytest.raises(InputError, match="set MLFLOW_TRACKING_URI"):
+        use_tracking(Store("memory://bucket"))
+
+
+def test_a_model_that_somebody_else_registered_is_refused(two_versions, tmp_path: Path) -> None:
+    store, _ = two_versions
+    client: MlflowClient = use_tracking(store)
+    client.create_registered_model("other")
+    client.create_model_version("other", str(tmp_path))
+    with pytest.raises(InputError, match="was not registered by anomalyclip"):
+        resolve_model(store, "models:/other/1")
+
+
+def test_scores_are_the_same_through_registry_and_folder(two_versions, bundle: Path, store: Store) -> None:
+    images = torch.randn(2, 3, 96, 96)
+    registered = open_detector(two_versions[0], two_versions[1][0], device="cpu")(images)
+    local = open_detector(store, resolve_model(store, str(shutil.copytree(bundle, store.uri + "/copy"))), device="cpu")
+    assert torch.equal(registered.score, local(images).score)

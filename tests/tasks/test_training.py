@@ -1,0 +1,145 @@
+"""Training material, cached features, and learning that goes on where it was killed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tasks.errors import InputError
+from tasks.manifest import ingest_source
+from tasks.store import Store
+from tasks.training import (
+    EpochLoss,
+    TrainingPlan,
+    compute_features,
+    learn,
+    learn_prompts,
+    make_plan,
+    open_backbone,
+    open_features,
+    training_material,
+)
+from tests.tasks.conftest import photo, write_photos
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """One class in MVTec's layout: a train split, good ones, and holes with masks."""
+    root = tmp_path / "nut"
+    write_photos(root / "train/good", range(3))
+    write_photos(root / "test/good", range(10, 16))
+    write_photos(root / "test/hole", range(20, 25))
+    for number in range(20, 25):
+        mask = np.zeros((40, 60), np.uint8)
+        mask[10:20, 20:40] = 255
+        (root / "ground_truth/hole").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(root / f"ground_truth/hole/{number:03d}_mask.png")
+    return root
+
+
+def ingest(store: Store, source: Path, layout: str, name: str = "nut") -> None:
+    ingest_source.fn(store.uri, name, str(source), layout, False)
+
+
+def plan(**options: int) -> TrainingPlan:
+    return make_plan(image_size=96, **options)
+
+
+def test_only_the_test_split_is_trained_on_as_published(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    rows = training_material(store, ["nut"]).rows
+    assert len(rows) == 11
+    assert {row["split"] for row in rows} == {"test"}
+
+
+def test_features_are_computed_once(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest(store, source, "mvtec")
+    key = compute_features.fn(store.uri, ["nut"], plan())
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("the tower ran again")
+
+    monkeypatch.setattr("tasks.training.extract_features", fail)
+    assert compute_features.fn(store.uri, ["nut"], plan()) == key
+
+
+def test_cached_features_are_those_of_the_images(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    cached = open_features(Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], plan()))
+    assert cached.features.image.shape == (11, 192)
+    assert cached.features.patches[0].shape == (11, 36, 192)
+    assert cached.labels.sum() == 5
+    assert cached.has_mask.all()
+    assert (cached.masks.flatten(1).any(dim=1) == cached.labels.bool()).all()
+
+
+def test_an_unreadable_image_is_left_out(store: Store, source: Path) -> None:
+    (source / "test/good/note.png").write_text("a note")
+    ingest(store, source, "mvtec")
+    cached = open_features(Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], plan()))
+    assert (len(cached.features), len(cached.usable)) == (12, 11)
+
+
+def test_without_masks_the_image_loss_alone_is_trained(store: Store, source: Path) -> None:
+    ingest(store, source / "test", "folders")
+    features = compute_features.fn(store.uri, ["nut"], plan())
+    _, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1), features)
+    assert loss.local == 0
+    assert loss.total == loss.image > 0
+
+
+def test_learning_that_was_killed_ends_with_the_same_prompts(store: Store, source: Path, tmp_path: Path) -> None:
+    ingest(store, source, "mvtec")
+    cached = open_features(Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], plan()))
+    backbone = open_backbone("embedded", 96)
+
+    def die_after_two(loss: EpochLoss) -> None:
+        if loss.epoch == 2:
+            raise KeyboardInterrupt
+
+    undisturbed, history = learn(plan(epochs=4), backbone, cached, tmp_path / "quiet.pt", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        learn(plan(epochs=4), backbone, cached, tmp_path / "killed.pt", die_after_two)
+    heard: list[EpochLoss] = []
+    resumed, _ = learn(plan(epochs=4), backbone, cached, tmp_path / "killed.pt", heard.append)
+    assert heard == history
+    for before, after in zip(undisturbed.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_learning_lowers_the_loss_and_depends_on_the_seed(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    features = compute_features.fn(store.uri, ["nut"], plan())
+    first, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1), features)
+    longer, later = learn_prompts.fn(store.uri, ["nut"], plan(epochs=6), features)
+    other, _ = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1, seed=3), features)
+    assert later.total < loss.total
+    assert len({first.digest, longer.digest, other.digest}) == 3
+
+
+@pytest.mark.parametrize("kept", ["good", "hole"])
+def test_one_kind_of_image_alone_cannot_train(store: Store, source: Path, kept: str) -> None:
+    ingest(store, source / "test" / kept, "folders")
+    with pytest.raises(InputError, match="training needs labelled normal and anomalous images"):
+        training_material(store, ["nut"])
+
+
+def test_the_papers_geometry_is_the_default_of_its_backbone() -> None:
+    geometry = make_plan("ViT-L-14-336-quickgelu:openai").geometry
+    assert (geometry.image_size, geometry.feature_layers, geometry.dpam_layers) == (518, (24,), 19)
+
+
+def test_a_backbone_that_does_not_exist_is_said() -> None:
+    with pytest.raises(InputError, match="did you mean"):
+        make_plan("ViT-L-14-337:openai")
+
+
+def test_several_collections_are_trained_on_together(store: Store, source: Path, tmp_path: Path) -> None:
+    ingest(store, source, "mvtec")
+    for state, number in (("good", 1), ("bent", 2)):
+        (tmp_path / "second" / state).mkdir(parents=True)
+        photo(number).save(tmp_path / "second" / state / "a.png")
+    ingest(store, tmp_path / "second", "folders", "second")
+    assert len(training_material(store, ["nut", "second"]).rows) == 13
