@@ -19,11 +19,11 @@ from models.maps import upsample
 from models.metrics import aupro, image_metrics, pixel_metrics, pro_curve, rank
 from models.preprocess import preprocess_mask
 from tasks.errors import InputError
-from tasks.images import decode_image
+from tasks.images import read_mask
 from tasks.manifest import Manifest, labelled_test_rows, read_manifest
 from tasks.registry import ModelVersion, bundle_folder, tracked_run
 from tasks.scoring import scores_folder
-from tasks.store import Store, read_uri
+from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parts, to_parquet
 
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
@@ -128,7 +128,7 @@ def by_class(
 def ground_truth(mask_uri: Any, size: int) -> np.ndarray:
     if pd.isna(mask_uri):
         return np.zeros((size, size), bool)
-    return preprocess_mask(decode_image(read_uri(mask_uri)), size)
+    return preprocess_mask(read_mask(mask_uri), size)
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------

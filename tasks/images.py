@@ -4,11 +4,19 @@ import io
 import warnings
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from models.preprocess import as_viewed
+from tasks.errors import InputError
+from tasks.store import read_uri
 
 SUFFIXES = frozenset(Image.registered_extensions()) | {".svg", ".heic", ".heif", ".dcm", ".raw", ".nef", ".cr2", ".dng"}
 SUFFIXES = SUFFIXES - {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}
+FORMATS = sorted(set(Image.OPEN) - {"EPS"})  # Pillow hands PostScript to an interpreter
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
+
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # once: catch_warnings is not safe in the threads that decode
 
 
 class UnreadableImage(Exception):
@@ -21,7 +29,7 @@ class UnreadableImage(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What an image says of itself: width and height as a viewer shows it (EXIF orientation applied), and Pillow's mode."""
+    """Width and height as a viewer shows the image (EXIF orientation applied), and Pillow's mode of its pixels."""
 
     width: int
     height: int
@@ -33,9 +41,7 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise UnreadableImage("empty", "the object has no bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UnreadableImage("too_large", str(error)) from error
     except UnidentifiedImageError as error:
@@ -50,9 +56,9 @@ def decode_image(data: bytes) -> Image.Image:
     """The first frame, decoded; raises UnreadableImage."""
     image = open_image(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
+        if image.format == "PNG":
+            open_image(data).verify()  # load() does not look at the checksums of the pixels
+        image.load()
     except MemoryError:
         raise
     except Exception as error:  # truncated and broken files raise OSError, SyntaxError, ValueError, struct.error, …
@@ -60,17 +66,27 @@ def decode_image(data: bytes) -> Image.Image:
     return image
 
 
-def read_header(data: bytes) -> Header:
-    image = open_image(data)
-    width, height = oriented_size(image)
-    return Header(width, height, image.mode)
-
-
-def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height as a viewer shows the image: orientations 5 to 8 exchange them."""
+def viewed(image: Image.Image) -> Image.Image:
+    """A decoded image in mode L or RGB as a viewer shows it; raises UnreadableImage where its mode has no such form."""
     try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF data does not make an image unreadable
-        orientation = 1
-    width, height = image.size
-    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        return as_viewed(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UnreadableImage("unsupported", f"mode {image.mode}: {error}") from error
+
+
+def read_header(data: bytes) -> Header:
+    """Raises UnreadableImage for whatever cannot be scored: the image is decoded, so that damage is found."""
+    image = decode_image(data)
+    return Header(*viewed(image).size, image.mode)
+
+
+def read_mask(uri: str) -> Image.Image:
+    """A ground-truth mask, upright; raises InputError where there is none that can be read."""
+    try:
+        return ImageOps.exif_transpose(decode_image(read_uri(uri)))
+    except FileNotFoundError:
+        raise InputError(f"the mask {uri} does not exist any more: ingest its source again") from None
+    except UnreadableImage as error:
+        raise InputError(f"the mask {uri} cannot be read: {error.detail}") from error

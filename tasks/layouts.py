@@ -81,10 +81,26 @@ def list_source(uri: str) -> Source:
         raise InputError(f"the source {uri!r} does not exist")
     objects = {}
     for path in sorted(listing):
-        name = path[len(root) + 1 :]
-        if name and not any(part.startswith(".") for part in name.split("/")):
-            objects[name] = stored_object(filesystem, name, listing[path])
+        name, info = in_utf8(path[len(root) + 1 :]), followed(filesystem, listing[path])
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if name and not hidden and info["type"] in ("file", "link"):
+            objects[name] = stored_object(filesystem, name, info)
     return Source(str(filesystem.unstrip_protocol(root)), PurePosixPath(root).name, objects)
+
+
+def followed(filesystem: Any, info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The listing of a local link has a time of its own; what counts is the file behind it, where there is one."""
+    if not (isinstance(filesystem, LocalFileSystem) and info["islink"]):
+        return info
+    try:
+        return dict(filesystem.info(info["name"]))
+    except OSError:
+        return {**info, "type": "link"}  # broken: scoring finds it missing
+
+
+def in_utf8(name: str) -> str:
+    """A local name that is no UTF-8 cannot be written into a table: it is listed with escapes, and found missing later."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def stored_object(filesystem: Any, name: str, info: Mapping[str, Any]) -> StoredObject:
@@ -93,7 +109,7 @@ def stored_object(filesystem: Any, name: str, info: Mapping[str, Any]) -> Stored
         modified = datetime.fromtimestamp(modified, UTC)
     return StoredObject(
         name,
-        str(filesystem.unstrip_protocol(info["name"])),
+        in_utf8(str(filesystem.unstrip_protocol(info["name"]))),
         etag_of(filesystem, info),
         int(info["size"] or 0),
         modified,
@@ -185,7 +201,13 @@ def labels(uri: str, collection: str) -> tuple[str, list[Entry]]:
         )
     filesystem, path = open_filesystem(source.objects[candidates[0]].uri)
     records = parse_labels(filesystem.cat_file(path), candidates[0])
-    return source.uri, [labelled_entry(record, source, collection, candidates[0]) for record in records]
+    entries: dict[str, Entry] = {}
+    for record in records:
+        entry = labelled_entry(record, source, collection, candidates[0])
+        if entry.object.name in entries:
+            raise InputError(f"{candidates[0]!r} names {entry.object.name!r} twice")
+        entries[entry.object.name] = entry
+    return source.uri, list(entries.values())
 
 
 def split_labels_uri(uri: str) -> tuple[str, str]:
@@ -198,7 +220,7 @@ def split_labels_uri(uri: str) -> tuple[str, str]:
 
 def parse_labels(content: bytes, name: str) -> list[dict[str, Any]]:
     try:
-        if name.endswith(".csv"):
+        if has_suffix(name, (".csv",)):
             records: Any = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
         else:
             records = json.loads(content)

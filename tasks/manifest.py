@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import InputError
-from tasks.images import Header, UnreadableImage, read_header
+from tasks.images import Header, UnreadableImage, read_header, read_mask
 from tasks.layouts import Entry, read_layout
 from tasks.progress import advance, progress
 from tasks.store import Store, read_uri
@@ -124,7 +125,7 @@ def to_row(entry: Entry) -> dict[str, Any]:
     }
 
 
-@task(name="ingest", task_run_name="ingest {collection}")
+@task(name="ingest", task_run_name="ingest {collection}", cache_policy=NO_CACHE)
 def ingest_source(store: str, collection: str, source: str, layout: str, probe: bool) -> IngestSummary:
     """List a source in a layout and write what is new, changed or gone to the manifest."""
     check_name(collection)
@@ -206,10 +207,7 @@ def probe_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_mask(row: Mapping[str, Any], image: Header) -> None:
-    try:
-        mask = read_header(read_uri(row["mask_uri"]))
-    except UnreadableImage as error:
-        raise InputError(f"the mask {row['mask_uri']} cannot be read: {error.detail}") from error
+    mask = read_mask(row["mask_uri"])
     if (mask.width, mask.height) != (image.width, image.height):
         raise InputError(
             f"the mask {row['mask_uri']} is {mask.width} x {mask.height} pixels, "

@@ -22,9 +22,9 @@ from scipy.ndimage import binary_erosion
 
 from models.detector import DetectorConfig, read_bundle_config
 from models.maps import map_at
-from models.preprocess import as_viewed, binary_mask
+from models.preprocess import binary_mask
 from tasks.evaluation import ClassMetrics, read_grids
-from tasks.images import UnreadableImage, decode_image
+from tasks.images import UnreadableImage, decode_image, read_mask, viewed
 from tasks.manifest import read_manifest, records
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.scoring import scores_folder
@@ -99,14 +99,14 @@ def build_section(
 def build_card(row: Mapping[str, Any], grids: Mapping[str, np.ndarray], config: DetectorConfig) -> Card | None:
     """None where the image can no longer be read."""
     try:
-        image = as_viewed(decode_image(read_uri(row["uri"]))).convert("RGB")
+        image = viewed(decode_image(read_uri(row["uri"]))).convert("RGB")
     except (FileNotFoundError, UnreadableImage):
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     values = map_at(grids[row["image_id"]], image.height, image.width, config.image_size, config.sigma)
     heat = overlay(image, values / len(config.feature_layers))
     if row["mask_uri_truth"]:
-        heat = outline(heat, decode_image(read_uri(row["mask_uri_truth"])))
+        heat = outline(heat, read_mask(row["mask_uri_truth"]))
     label = None if pd.isna(row["label"]) else int(row["label"])
     return Card(
         row["uri"].rpartition("/")[2], row["uri"], row["class_name"], label, row["defect_type"], row["score"],

@@ -25,12 +25,13 @@ from prefect.states import State
 from prefect.tasks import exponential_backoff
 
 from models import Detector
+from models.detector import DetectorConfig
 from models.maps import map_at
-from models.preprocess import as_viewed, to_square
+from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
 from tasks.errors import InputError
-from tasks.images import UnreadableImage, decode_image
+from tasks.images import UnreadableImage, decode_image, viewed
 from tasks.layouts import etag_of
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
 from tasks.progress import Stopped, advance
@@ -160,9 +161,15 @@ def score_shard(store: str, collection: str, model: ModelVersion, shard: Shard, 
     """Score one shard with the model that this process keeps loaded, and commit it."""
     detector = loaded_detector(store, model, precision)
     config = detector.config
-    threshold = 0.5 * len(config.feature_layers)  # half of the map's scale while nothing is calibrated
-    output = Output(Store(store), collection, model.partition, model.digest, config.image_size, config.sigma, threshold)
+    output = Output(
+        Store(store), collection, model.partition, model.digest, config.image_size, config.sigma, map_threshold(config)
+    )
     return commit_shard(output, shard, detector)
+
+
+def map_threshold(config: DetectorConfig) -> float:
+    """Where masks are cut: half of the map's scale, which ends at the number of feature layers."""
+    return 0.5 * len(config.feature_layers)
 
 
 _loading = threading.Lock()
@@ -253,12 +260,8 @@ def read_ahead(
 def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:
     """Read, decode and prepare one object version; a store that fails raises, an image that is bad is returned as such."""
     try:
-        image = decode_image(read_version(row))
-        try:
-            viewed = as_viewed(image)
-            return Pixels(to_square(viewed, image_size), viewed.height, viewed.width)
-        except (ValueError, OSError) as error:
-            raise UnreadableImage("unsupported", f"mode {image.mode}: {error}") from error
+        image = viewed(decode_image(read_version(row)))
+        return Pixels(to_square(image, image_size), image.height, image.width)
     except UnreadableImage as error:
         return error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import InputError
@@ -22,13 +23,18 @@ def default_store() -> str:
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI or local path, and the path in it. S3 is configured by the AWS variables."""
-    options = S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
+    """The fsspec filesystem of a URI or local path, and the path in it. S3 is configured by the AWS variables.
+
+    URIs are not chained: `::` is a part of a name like any other.
+    """
+    protocol = split_protocol(uri)[0] or "file"
+    options = S3_OPTIONS if protocol in ("s3", "s3a") else {}
     try:
-        filesystem, path = fsspec.url_to_fs(uri, **options)
-    except (ValueError, ImportError) as error:
+        from_uri = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)  # what url_to_fs takes from it
+        filesystem = fsspec.filesystem(protocol, **from_uri, **options)
+    except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"{uri!r} cannot be opened: {error}") from error
-    return filesystem, path
+    return filesystem, filesystem._strip_protocol(uri)
 
 
 def read_uri(uri: str) -> bytes:
