@@ -125,6 +125,18 @@ def run_train(arguments: argparse.Namespace) -> tuple[Any, str]:
     return s, f"{s.model}: {s.epochs} epochs on {', '.join(s.collections)}, last loss {s.loss.total:.4f}"
 
 
+def run_import_checkpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.import_checkpoint import import_checkpoint
+
+    s = import_checkpoint(
+        arguments.file, arguments.backbone, arguments.image_size, arguments.feature_layers, arguments.dpam_layers,
+        store=arguments.store,
+    )  # fmt: skip
+    names = sorted({name.partition(".")[0] for name in s.ignored})
+    ignored = f"; ignored {len(s.ignored)} tensors that AnomalyCLIP never uses ({', '.join(names)})" if names else ""
+    return s, f"{s.model}: prompts of {arguments.file} on {arguments.backbone}{ignored}"
+
+
 def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.score import score
 
@@ -227,12 +239,15 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--seed", type=int, default=111, help="of the first prompts and the order of images (default: 111)"
     )
-    train.add_argument("--image-size", type=positive, help="pixels (default: the backbone's, 518 for patch 14)")
-    train.add_argument("--feature-layers", type=positive, nargs="+", metavar="L",
-                       help="1-based layers whose maps are summed (default: the last, as published)")  # fmt: skip
-    train.add_argument(
-        "--dpam-layers", type=int, help="last blocks with V-V attention (default: 19 of 24 in proportion)"
-    )
+    add_geometry(train)
+
+    imported = command("import-checkpoint", run_import_checkpoint,
+                       "Register prompts that were trained by the authors' published code.",
+                       "anomalyclip import-checkpoint epoch_15.pth --backbone ViT-L-14-336-quickgelu:openai")  # fmt: skip
+    imported.add_argument("file", metavar="FILE.pth", help="a checkpoint of the published code")
+    imported.add_argument("--backbone", default="ViT-L-14-336-quickgelu:openai", metavar="SPEC",
+                          help="what it was trained on (default: ViT-L-14-336-quickgelu:openai)")  # fmt: skip
+    add_geometry(imported)
 
     score = command("score", run_score, "Score what this model has not scored yet.",
                     "anomalyclip score --collection line-4 --model models:/anomalyclip@champion")  # fmt: skip
@@ -258,6 +273,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_collection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collection", required=True, metavar="NAME", help="the collection's name in the store")
+
+
+def add_geometry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image-size", type=positive, help="pixels (default: the backbone's, 518 for patch 14)")
+    parser.add_argument("--feature-layers", type=positive, nargs="+", metavar="L",
+                        help="1-based layers whose maps are summed (default: the last, as published)")  # fmt: skip
+    parser.add_argument(
+        "--dpam-layers", type=int, help="last blocks with V-V attention (default: 19 of 24 in proportion)"
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

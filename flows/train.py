@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from tasks.backbones import make_geometry
 from tasks.store import default_store
-from tasks.training import EpochLoss, compute_features, learn_prompts, make_plan
+from tasks.training import EpochLoss, TrainingPlan, compute_features, learn_prompts
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def train(
     Where geometry is not given it is the backbone's own (the paper's, for ViT-L-14-336-quickgelu).
     """
     store = store or default_store()
-    plan = make_plan(backbone, image_size, feature_layers, dpam_layers, epochs=epochs, lr=lr, seed=seed)
+    plan = TrainingPlan(backbone, make_geometry(backbone, image_size, feature_layers, dpam_layers), epochs, lr, seed)
     features = compute_features(store, collections, plan)
     version, loss = learn_prompts(store, collections, plan, features)
     return TrainSummary(version.uri, version.version, version.digest, collections, epochs, loss)

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from models import Detector, load_detector
-from models.detector import bundle_digest
+from models.detector import bundle_digest, read_bundle_config
+from tasks.backbones import open_backbone
 from tasks.errors import InputError
 from tasks.store import Store
 
@@ -151,7 +152,9 @@ def open_detector(store: Store, model: ModelVersion, device: str = "auto", preci
     """The model, ready to score; InputError where its backbone cannot be had or is another one."""
     with bundle_folder(store, model) as folder:
         try:
-            return load_detector(folder, device=device, precision=precision)
+            config = read_bundle_config(folder)
+            backbone = open_backbone(config.backbone, config.image_size)
+            return load_detector(folder, device=device, precision=precision, backbone=backbone)
         except ValueError as error:
             raise InputError(f"{model.uri} cannot be loaded: {error}") from error
 

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +23,22 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from models.backbone import EMBEDDED, Backbone, load_backbone, model_config
+from models.backbone import Backbone
 from models.detector import Detector, resolve_device
-from models.embedded import DPAM_LAYERS, IMAGE_SIZE, embedded_config
 from models.preprocess import normalise, preprocess_mask
 from models.prompts import PromptLearner
 from models.training import Features, StepLoss, extract_features, make_optimizer, train_prompts
+from tasks.backbones import CACHE, Geometry, kept_backbone
 from tasks.errors import InputError
-from tasks.images import UnreadableImage, decode_image
+from tasks.images import UnreadableImage, read_mask
 from tasks.manifest import labelled_test_rows, read_manifest, records
 from tasks.progress import advance, progress
 from tasks.registry import ModelVersion, register_bundle, tracked_run
 from tasks.scoring import READERS, Pixels, read_ahead
-from tasks.store import Store, read_uri
+from tasks.store import Store
 
 log = logging.getLogger(__name__)
 BATCH = 8  # images a step, as published
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the detector looks: see Detector.build."""
-
-    image_size: int
-    feature_layers: tuple[int, ...]
-    dpam_layers: int
-    sigma: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -79,60 +68,19 @@ class EpochLoss:
     dice_normal: float
 
 
-def make_plan(
-    backbone: str = EMBEDDED,
-    image_size: int | None = None,
-    feature_layers: Sequence[int] | None = None,
-    dpam_layers: int | None = None,
-    **options: Any,
-) -> TrainingPlan:
-    """A plan with the backbone's own geometry where none is given; options are fields of TrainingPlan.
-
-    For ViT-L/14@336 that is the paper's: 518 pixels, layer 24 of 24, V-V attention in 19 blocks; others in proportion.
-    """
-    vision = backbone_config(backbone)["vision_cfg"]
-    if backbone == EMBEDDED:
-        size, dpam = IMAGE_SIZE, DPAM_LAYERS
-    else:
-        size = 518 if vision["patch_size"] == 14 else vision["image_size"]
-        dpam = round(vision["layers"] * 19 / 24)
-    geometry = Geometry(
-        image_size or size,
-        tuple(feature_layers or (vision["layers"],)),
-        dpam if dpam_layers is None else dpam_layers,
-    )
-    return TrainingPlan(backbone, geometry, **options)
-
-
-def backbone_config(spec: str) -> dict[str, Any]:
-    """open_clip's config of a backbone, without its weights."""
-    try:
-        return embedded_config() if spec == EMBEDDED else model_config(spec.partition(":")[0])
-    except ValueError as error:
-        raise InputError(f"the backbone {spec!r} cannot be loaded: {error}") from error
-
-
 # --- the steps --------------------------------------------------------------------------------------------------------
 
 
 def cache_folder(store: Store) -> Path:
     """Where this machine keeps what can be computed again: under a local store, else in the user's cache."""
-    return store.local_root / "cache" if store.local_root else Path.home() / ".cache" / "anomalyclip"
-
-
-@lru_cache(maxsize=1)
-def open_backbone(spec: str, image_size: int | None = None) -> Backbone:
-    try:
-        return load_backbone(spec, image_size).to(resolve_device("auto"))
-    except ValueError as error:
-        raise InputError(f"the backbone {spec!r} cannot be loaded: {error}") from error
+    return store.local_root / "cache" if store.local_root else CACHE
 
 
 @task(name="compute features", cache_policy=NO_CACHE)
 def compute_features(store: str, collections: list[str], plan: TrainingPlan) -> str:
     """Run the vision tower once over the labelled images; returns the key of the cached features."""
     material = training_material(Store(store), collections)
-    backbone = open_backbone(plan.backbone, plan.geometry.image_size)
+    backbone = kept_backbone(plan.backbone, plan.geometry.image_size).to(resolve_device("auto"))
     key = feature_key(material, backbone, plan.geometry)
     with progress("features", len(material.rows)):
         cache_features(cache_folder(Store(store)) / "features" / key, material, backbone, plan.geometry)
@@ -144,7 +92,7 @@ def learn_prompts(
     store: str, collections: list[str], plan: TrainingPlan, features: str
 ) -> tuple[ModelVersion, EpochLoss]:
     """Learn prompts from cached features, log the losses to MLflow, register the bundle; returns it and the last losses."""
-    backbone = open_backbone(plan.backbone, plan.geometry.image_size)
+    backbone = kept_backbone(plan.backbone, plan.geometry.image_size).to(resolve_device("auto"))
     cache = cache_folder(Store(store))
     cached = open_features(cache / "features" / features)
     state_file = cache / "training" / f"{plan_key(plan, features)}.pt"
@@ -222,9 +170,8 @@ def cache_features(folder: Path, material: Material, backbone: Backbone, geometr
     """Compute the features of all images that can be read into a folder, which appears when it is complete."""
     if folder.exists():
         return
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         usable = write_features(partial, material.rows, backbone, geometry)
         if not usable.any():
@@ -237,10 +184,17 @@ def cache_features(folder: Path, material: Material, backbone: Backbone, geometr
         np.save(
             partial / "has_mask.npy", [masked and (not row["label"] or bool(row["mask_uri"])) for row in material.rows]
         )
-        partial.rename(folder)
-    except BaseException:
+        publish_folder(partial, folder)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+
+def publish_folder(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another run was first, with the same content
+            raise
 
 
 def write_features(folder: Path, rows: list[dict[str, Any]], backbone: Backbone, geometry: Geometry) -> np.ndarray:
@@ -274,10 +228,7 @@ def load_mask(row: dict[str, Any], geometry: Geometry) -> np.ndarray:
     """(S, S) uint8 ground truth of the published protocol; zeros where there is none."""
     if not row["mask_uri"]:
         return np.zeros((geometry.image_size, geometry.image_size), np.uint8)
-    try:
-        return preprocess_mask(decode_image(read_uri(row["mask_uri"])), geometry.image_size).astype(np.uint8)
-    except UnreadableImage as error:
-        raise InputError(f"the mask {row['mask_uri']} cannot be read: {error.detail}") from error
+    return preprocess_mask(read_mask(row["mask_uri"]), geometry.image_size).astype(np.uint8)
 
 
 def open_features(folder: Path) -> CachedFeatures:

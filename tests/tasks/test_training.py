@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tasks.backbones import make_geometry, open_backbone
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.store import Store
@@ -16,8 +17,6 @@ from tasks.training import (
     compute_features,
     learn,
     learn_prompts,
-    make_plan,
-    open_backbone,
     open_features,
     training_material,
 )
@@ -44,7 +43,7 @@ def ingest(store: Store, source: Path, layout: str, name: str = "nut") -> None:
 
 
 def plan(**options: int) -> TrainingPlan:
-    return make_plan(image_size=96, **options)
+    return TrainingPlan("embedded", make_geometry("embedded", 96), **options)
 
 
 def test_only_the_test_split_is_trained_on_as_published(store: Store, source: Path) -> None:
@@ -127,13 +126,13 @@ def test_one_kind_of_image_alone_cannot_train(store: Store, source: Path, kept: 
 
 
 def test_the_papers_geometry_is_the_default_of_its_backbone() -> None:
-    geometry = make_plan("ViT-L-14-336-quickgelu:openai").geometry
+    geometry = make_geometry("ViT-L-14-336-quickgelu:openai")
     assert (geometry.image_size, geometry.feature_layers, geometry.dpam_layers) == (518, (24,), 19)
 
 
 def test_a_backbone_that_does_not_exist_is_said() -> None:
     with pytest.raises(InputError, match="did you mean"):
-        make_plan("ViT-L-14-337:openai")
+        make_geometry("ViT-L-14-337:openai")
 
 
 def test_several_collections_are_trained_on_together(store: Store, source: Path, tmp_path: Path) -> None:

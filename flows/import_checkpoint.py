@@ -1,0 +1,39 @@
+"""Import: prompts that were trained by the authors' published code, as a model version."""
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from tasks.backbones import make_geometry
+from tasks.checkpoints import import_published
+from tasks.store import default_store
+
+PAPER_BACKBONE = "ViT-L-14-336-quickgelu:openai"
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """ignored: tensors of the checkpoint that AnomalyCLIP never uses."""
+
+    model: str
+    version: str
+    bundle_digest: str
+    ignored: list[str]
+
+
+@flow(name="import-checkpoint")
+def import_checkpoint(
+    file: str,
+    backbone: str = PAPER_BACKBONE,
+    image_size: int | None = None,
+    feature_layers: list[int] | None = None,
+    dpam_layers: int | None = None,
+    store: str | None = None,
+) -> ImportSummary:
+    """Register the prompts of a .pth file of the published code, on the backbone that they were trained on.
+
+    The file is read without executing anything in it. Where geometry is not given it is the paper's.
+    """
+    geometry = make_geometry(backbone, image_size, feature_layers, dpam_layers)
+    done = import_published(store or default_store(), file, backbone, geometry)
+    return ImportSummary(done.model.uri, done.model.version, done.model.digest, done.ignored)

@@ -1,0 +1,90 @@
+"""Backbones by SPEC: `embedded`, or `<open_clip model>:<tag, path or URI>`; weights behind a URI are fetched once."""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from models.backbone import EMBEDDED, Backbone, load_backbone, model_config
+from models.embedded import DPAM_LAYERS, IMAGE_SIZE, embedded_config
+from tasks.errors import InputError
+from tasks.store import open_filesystem
+
+CACHE = Path.home() / ".cache" / "anomalyclip"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the detector looks: see Detector.build."""
+
+    image_size: int
+    feature_layers: tuple[int, ...]
+    dpam_layers: int
+    sigma: float = 4.0
+
+
+def make_geometry(
+    spec: str,
+    image_size: int | None = None,
+    feature_layers: Sequence[int] | None = None,
+    dpam_layers: int | None = None,
+) -> Geometry:
+    """What is not given is the backbone's own: the paper's for ViT-L/14@336, its like for others.
+
+    That is 518 pixels, the last layer alone, and V-V attention in 19 of 24 blocks.
+    """
+    vision = backbone_config(spec)["vision_cfg"]
+    depth = vision["layers"]
+    size, dpam = (IMAGE_SIZE, DPAM_LAYERS) if spec == EMBEDDED else (vision["image_size"], round(depth * 19 / 24))
+    if spec != EMBEDDED and vision["patch_size"] == 14:
+        size = 518
+    return Geometry(image_size or size, tuple(feature_layers or (depth,)), dpam if dpam_layers is None else dpam_layers)
+
+
+def backbone_config(spec: str) -> dict[str, Any]:
+    """open_clip's config of a backbone, without its weights."""
+    try:
+        return embedded_config() if spec == EMBEDDED else model_config(spec.partition(":")[0])
+    except ValueError as error:
+        raise InputError(f"the backbone {spec!r} cannot be loaded: {error}") from error
+
+
+def open_backbone(spec: str, image_size: int | None = None) -> Backbone:
+    """The backbone on the CPU; InputError where it cannot be had."""
+    name, _, source = spec.partition(":")
+    try:
+        if "://" not in source:
+            return load_backbone(spec, image_size)
+        backbone = load_backbone(f"{name}:{fetch(source)}", image_size)
+    except ValueError as error:
+        raise InputError(f"the backbone {spec!r} cannot be loaded: {error}") from error
+    backbone.spec = spec
+    return backbone
+
+
+@lru_cache(maxsize=1)
+def kept_backbone(spec: str, image_size: int) -> Backbone:
+    """open_backbone for the steps of training, which use the same one."""
+    return open_backbone(spec, image_size)
+
+
+def fetch(uri: str) -> Path:
+    """A local copy of an object, kept in the user's cache for as long as the object does not change."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        version = f"{uri}\n{filesystem.ukey(path)}"
+    except FileNotFoundError:
+        raise InputError(f"the weights {uri!r} do not exist") from None
+    local = CACHE / "weights" / hashlib.sha256(version.encode()).hexdigest()[:16] / path.rpartition("/")[2]
+    if not local.exists():
+        local.parent.mkdir(parents=True, exist_ok=True)
+        partial = local.with_name(f"{local.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            filesystem.get_file(path, str(partial))
+            partial.replace(local)
+        finally:
+            partial.unlink(missing_ok=True)
+    return local
