@@ -1,7 +1,7 @@
 """Metrics of a scored, labelled collection: from the tables in the store to an MLflow run."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from tasks.manifest import Manifest, labelled_test_rows, read_manifest
 from tasks.registry import ModelVersion, bundle_folder, tracked_run
 from tasks.scoring import scores_folder
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, read_parts, to_parquet
+from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
 
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 AUPRO_DEFINITION: Literal["official"] = "official"  # as the published code has it; see models.metrics.aupro
@@ -100,14 +100,15 @@ def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.Dat
     return joined
 
 
-def read_grids(store: Store, collection: str, model: ModelVersion) -> dict[str, np.ndarray]:
-    """Patch grids (g, g) float32 by image id."""
-    table = read_parts(store, *scores_folder(collection, model.partition, "maps"), schema=MAPS)
-    columns = (table[name].to_pylist() for name in MAPS.names)
-    return {
-        image: np.frombuffer(values, "<f4").reshape(rows, cols)
-        for image, rows, cols, values in zip(*columns, strict=True)
-    }
+def read_grids(store: Store, collection: str, model: ModelVersion, images: Iterable[str]) -> dict[str, np.ndarray]:
+    """Patch grids (g, g) float32 of these images, by their ids; one part of the maps is in memory at a time."""
+    folder, wanted, grids = scores_folder(collection, model.partition, "maps"), set(images), {}
+    for part in store.find(*folder, suffix=".parquet"):
+        columns = (column.to_pylist() for column in read_parquet(store, *folder, part).select(MAPS.names))
+        for image, rows, cols, values in zip(*columns, strict=True):
+            if image in wanted:
+                grids[image] = np.frombuffer(values, "<f4").reshape(rows, cols)
+    return grids
 
 
 def by_class(
@@ -146,7 +147,8 @@ def log_evaluation(
     store: Store, collection: str, model: ModelVersion, config: DetectorConfig
 ) -> tuple[list[ClassMetrics], str]:
     manifest = read_manifest(store, collection)
-    rows, grids = scored_rows(store, manifest, model), read_grids(store, collection, model)
+    rows = scored_rows(store, manifest, model)
+    grids = read_grids(store, collection, model, rows["image_id"])
     classes, curves = [], Curves()
     for name, scored in by_class(rows, grids, config):
         classes.append(evaluate_class(name, scored))

@@ -20,7 +20,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import InputError
-from tasks.images import SUFFIXES
+from tasks.images import SUFFIXES, UnreadableImage
 from tasks.store import open_filesystem
 
 NORMAL_NAMES = frozenset({"good", "normal", "ok"})
@@ -123,6 +123,24 @@ def etag_of(filesystem: Any, info: Mapping[str, Any]) -> str:
             return str(info[key]).strip('"')
     time = info["mtime"] if isinstance(filesystem, LocalFileSystem) else info.get("created") or info.get("mtime") or ""
     return f"{round(time * 1e6):x}-{info['size']:x}" if isinstance(time, float) else f"{time}-{info['size']:x}"
+
+
+def read_version(row: Mapping[str, Any]) -> bytes:
+    """The bytes of the listed version; raises UnreadableImage where the object is gone or is another one by now."""
+    filesystem, path = open_filesystem(row["uri"])
+    try:
+        if isinstance(filesystem, LocalFileSystem) and etag_of(filesystem, filesystem.info(path)) != row["etag"]:
+            raise UnreadableImage("changed", "the object is not the version that was listed")
+        data = bytes(filesystem.cat_file(path))
+    except FileNotFoundError:
+        raise UnreadableImage("missing", "the object vanished after it was listed") from None
+    except PermissionError as error:
+        if not isinstance(filesystem, LocalFileSystem):
+            raise  # that is the credentials, not this object
+        raise UnreadableImage("unreadable", str(error)) from error
+    if len(data) != row["size"]:
+        raise UnreadableImage("changed", f"the object has {len(data)} bytes, {row['size']} were listed")
+    return data
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

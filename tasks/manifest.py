@@ -20,9 +20,9 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import InputError
 from tasks.images import Header, UnreadableImage, read_header, read_mask
-from tasks.layouts import Entry, read_layout
+from tasks.layouts import Entry, read_layout, read_version
 from tasks.progress import advance, progress
-from tasks.store import Store, read_uri
+from tasks.store import Store
 from tasks.tables import MANIFEST, read_parquet, to_parquet, to_table
 
 DELETED = "deleted"
@@ -142,18 +142,20 @@ def update_manifest(
 ) -> IngestSummary:
     """Write one part with what is new, changed or gone since the last snapshot; nothing where nothing did.
 
-    Headers are read (status `ok`, or why not) of images with a mask, whose sizes have to agree, and of all with `probe`.
+    Images are opened (status `ok`, or why not) where they have a mask, whose size has to agree, and with `probe` all that
+    never were.
     """
     parts = list_parts(store, collection)
     tables = [read_part(store, collection, part) for part in parts]
     known, seen = current_rows(tables), {image for table in tables for image in table["image_id"].to_pylist()}
     before = {row["uri"]: row for row in records(known)}
-    rows = [to_row(entry) for entry in entries]
+    rows = [with_known_header(row, before.get(row["uri"])) for row in map(to_row, entries)]
     fresh = [row for row in rows if changed(row, before.get(row["uri"]))]
+    unopened = [row for row in rows if probe and row["status"] == "listed" and not changed(row, before.get(row["uri"]))]
     gone = gone_rows(before, {row["uri"] for row in rows}, source)
-    with progress("ingest", len(fresh)), ThreadPoolExecutor(READERS) as pool:
+    with progress("ingest", len(fresh) + len(unopened)), ThreadPoolExecutor(READERS) as pool:
         probed = []
-        for row in pool.map(lambda row: probe_row(row) if probe or row["mask_uri"] else row, fresh):
+        for row in pool.map(lambda row: probe_row(row) if probe or row["mask_uri"] else row, fresh + unopened):
             probed.append(row)
             advance()
     facts = [row for row in probed if row["image_id"] in seen] + gone
@@ -179,6 +181,13 @@ def changed(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
     return before is None or any(row[fact] != before[fact] for fact in FACTS)
 
 
+def with_known_header(row: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The row with what an earlier ingest found when it opened the same object version."""
+    if before is None or before["image_id"] != row["image_id"]:
+        return row
+    return row | {name: before[name] for name in ("width", "height", "mode", "status", "status_detail")}
+
+
 def gone_rows(before: Mapping[str, dict[str, Any]], listed: set[str], source: str) -> list[dict[str, Any]]:
     """A row of status `deleted` for each known object of this source that is no longer listed."""
     prefix = source.rstrip("/") + "/"
@@ -194,13 +203,11 @@ def write_part(store: Store, collection: str, rows: list[dict[str, Any]], number
 
 
 def probe_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with what the image's header says; raises InputError where a mask has another size than its image."""
+    """The row with what opening its image says; raises InputError where a mask has another size than its image."""
     try:
-        header = read_header(read_uri(row["uri"]))
+        header = read_header(read_version(row))
     except UnreadableImage as error:
         return row | {"status": error.kind, "status_detail": error.detail}
-    except FileNotFoundError:
-        return row | {"status": "missing", "status_detail": "it vanished after it was listed"}
     if row["mask_uri"]:
         check_mask(row, header)
     return row | asdict(header) | {"status": "ok"}

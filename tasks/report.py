@@ -25,10 +25,11 @@ from models.maps import map_at
 from models.preprocess import binary_mask
 from tasks.evaluation import ClassMetrics, read_grids
 from tasks.images import UnreadableImage, decode_image, read_mask, viewed
+from tasks.layouts import read_version
 from tasks.manifest import read_manifest, records
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.scoring import scores_folder
-from tasks.store import Store, read_uri
+from tasks.store import Store
 from tasks.tables import SCORES, read_parts
 
 THUMBNAIL = 224  # pixels, the longer side
@@ -86,21 +87,22 @@ def build_section(
 ) -> Section:
     """The collection's scores by this model; pictures are made only of the images that are shown."""
     scores = read_parts(store, *scores_folder(collection, model.partition), schema=SCORES).to_pandas()
-    facts = read_manifest(store, collection).rows[["image_id", "label", "defect_type", "mask_uri"]]
+    facts = read_manifest(store, collection).rows[["image_id", "size", "label", "defect_type", "mask_uri"]]
     rows = facts.merge(scores.drop_duplicates("image_id"), on="image_id", suffixes=("_truth", ""))
     scored = rows[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
-    grids = read_grids(store, collection, model)
-    shown = [card for row in records(scored.head(HIGHEST)) if (card := build_card(row, grids, config))]
-    quiet = [card for row in records(scored.tail(LOWEST)[::-1]) if (card := build_card(row, grids, config))]
+    highest, lowest = scored.head(HIGHEST), scored.tail(LOWEST)[::-1]
+    grids = read_grids(store, collection, model, [*highest["image_id"], *lowest["image_id"]])
+    shown = [card for row in records(highest) if (card := build_card(row, grids, config))]
+    quiet = [card for row in records(lowest) if (card := build_card(row, grids, config))]
     unreadable = list(records(rows[rows["error_kind"].notna()][["uri", "error_kind", "error_detail"]]))
     return Section(collection, model.partition, len(rows), shown, quiet, unreadable, metrics)
 
 
 def build_card(row: Mapping[str, Any], grids: Mapping[str, np.ndarray], config: DetectorConfig) -> Card | None:
-    """None where the image can no longer be read."""
+    """None where the image that was scored can no longer be read."""
     try:
-        image = viewed(decode_image(read_uri(row["uri"]))).convert("RGB")
-    except (FileNotFoundError, UnreadableImage):
+        image = viewed(decode_image(read_version(row))).convert("RGB")
+    except UnreadableImage:
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     values = map_at(grids[row["image_id"]], image.height, image.width, config.image_size, config.sigma)

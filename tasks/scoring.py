@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -32,11 +31,11 @@ from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
 from tasks.errors import InputError
 from tasks.images import UnreadableImage, decode_image, viewed
-from tasks.layouts import etag_of
+from tasks.layouts import read_version
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
 from tasks.progress import Stopped, advance
 from tasks.registry import ModelVersion, open_detector
-from tasks.store import Store, open_filesystem
+from tasks.store import Store
 from tasks.tables import MAPS, SCORES, to_parquet, to_table
 
 SHARD_SIZE = 256
@@ -264,20 +263,6 @@ def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImag
         return Pixels(to_square(image, image_size), image.height, image.width)
     except UnreadableImage as error:
         return error
-
-
-def read_version(row: dict[str, Any]) -> bytes:
-    """The bytes of the listed version; raises UnreadableImage where the object is gone or is another one by now."""
-    filesystem, path = open_filesystem(row["uri"])
-    try:
-        if isinstance(filesystem, LocalFileSystem) and etag_of(filesystem, filesystem.info(path)) != row["etag"]:
-            raise UnreadableImage("changed", "the object is not the version that was listed")
-        data = bytes(filesystem.cat_file(path))
-    except FileNotFoundError:
-        raise UnreadableImage("missing", "the object vanished after it was listed") from None
-    if len(data) != row["size"]:
-        raise UnreadableImage("changed", f"the object has {len(data)} bytes, {row['size']} were listed")
-    return data
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

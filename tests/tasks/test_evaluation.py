@@ -51,7 +51,7 @@ def test_metrics_are_those_of_the_stored_scores_and_maps(scored: Registered, tmp
     rows = read_manifest(store, collection).rows.merge(parts.to_pandas()[["image_id", "score"]], on="image_id")
     rows = rows[rows["class_name"] == "nut"]
     image = image_metrics(rows["label"].to_numpy(int), rows["score"].to_numpy())
-    grids = read_grids(store, collection, scored.model)
+    grids = read_grids(store, collection, scored.model, rows["image_id"])
     maps = upsample(torch.from_numpy(np.stack([grids[i] for i in rows["image_id"]])), 96, 4.0).numpy()
     truth = [
         np.zeros((96, 96), bool) if uri is None or uri != uri else preprocess_mask(Image.open(uri[7:]), 96)

@@ -3,11 +3,14 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.images import Header, UnreadableImage, decode_image, read_header
+from tasks.errors import InputError
+from tasks.images import Header, UnreadableImage, decode_image, read_header, read_mask, viewed
 from tests.tasks.conftest import photo
 
 
@@ -33,6 +36,10 @@ def bomb() -> bytes:
 BAD = {
     "empty": (b"", "empty"),
     "text": (b"this is a note", "unsupported"),
+    "postscript, which would be run": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n",
+        "unsupported",
+    ),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported"),
     "truncated png": (PNG[: len(PNG) // 2], "corrupt"),
     "truncated jpeg": (JPEG[: len(JPEG) // 2], "corrupt"),
@@ -49,6 +56,9 @@ def test_a_bad_object_has_its_reason(data: bytes, kind: str) -> None:
         decode_image(data)
     assert caught.value.kind == kind
     assert caught.value.detail
+    with pytest.raises(UnreadableImage) as at_ingest:
+        read_header(data)
+    assert (at_ingest.value.kind, at_ingest.value.detail) == (kind, caught.value.detail)
 
 
 def test_the_first_frame_of_many_is_taken() -> None:
@@ -59,9 +69,7 @@ def test_the_first_frame_of_many_is_taken() -> None:
 
 
 def test_a_header_has_the_size_that_a_viewer_shows() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert read_header(encoded(photo(), "JPEG", exif=exif)) == Header(40, 60, "RGB")
+    assert read_header(encoded(photo(), "JPEG", exif=orientation(6))) == Header(40, 60, "RGB")
     assert read_header(JPEG) == Header(60, 40, "RGB")
 
 
@@ -69,3 +77,61 @@ def test_damaged_exif_data_does_not_make_an_image_unreadable() -> None:
     data = encoded(photo(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
     assert decode_image(data).size == (60, 40)
     assert read_header(data).width == 60
+
+
+def test_warnings_of_the_decoder_are_left_alone_by_threads_that_decode() -> None:
+    import warnings
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode_image, [PNG, JPEG] * 50))
+    assert warnings.filters == before
+
+
+def orientation(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+RAMP = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+SEEN_AS_RAMP = {
+    "16-bit PNG": encoded(Image.fromarray(RAMP.astype(np.uint16) * 257), "PNG"),
+    "16-bit TIFF": encoded(Image.fromarray(RAMP.astype(np.uint16) * 257), "TIFF"),
+    "32-bit TIFF": encoded(Image.fromarray(RAMP.astype(np.int32) * 257), "TIFF"),
+    "float TIFF": encoded(Image.fromarray(RAMP.astype(np.float32) / 255), "TIFF"),
+    "palette": encoded(Image.fromarray(RAMP).convert("P"), "PNG"),
+    "LA": encoded(Image.fromarray(RAMP).convert("LA"), "PNG"),
+    "RGBA": encoded(Image.fromarray(RAMP).convert("RGBA"), "PNG"),
+    "EXIF mirrored": encoded(Image.fromarray(RAMP[:, ::-1]), "PNG", exif=orientation(2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", SEEN_AS_RAMP.values(), ids=SEEN_AS_RAMP.keys())
+def test_every_mode_is_shown_as_a_viewer_shows_it_neither_clipped_nor_indexed(data: bytes) -> None:
+    shown = viewed(decode_image(data))
+    assert shown.mode in ("L", "RGB")
+    np.testing.assert_array_equal(np.asarray(shown.convert("L")), RAMP)
+
+
+def test_transparency_is_shown_over_white() -> None:
+    data = encoded(Image.new("RGBA", (2, 2), (10, 20, 30, 0)), "PNG")
+    assert viewed(decode_image(data)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_cmyk_and_one_bit_are_shown_in_their_colours() -> None:
+    cmyk = viewed(decode_image(encoded(Image.new("RGB", (8, 8), (200, 40, 40)).convert("CMYK"), "JPEG", quality=95)))
+    np.testing.assert_allclose(cmyk.getpixel((4, 4)), (200, 40, 40), atol=4)
+    bits = viewed(decode_image(encoded(Image.fromarray(RAMP).convert("1"), "PNG")))
+    assert (bits.mode, set(np.unique(bits))) == ("L", {0, 255})
+
+
+def test_a_mask_is_upright_and_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    Image.new("L", (60, 40)).save(tmp_path / "turned.png", exif=orientation(6))
+    assert read_mask(str(tmp_path / "turned.png")).size == (40, 60)
+    (tmp_path / "cut.png").write_bytes(PNG[:300])
+    with pytest.raises(InputError, match=r"cut\.png cannot be read"):
+        read_mask(str(tmp_path / "cut.png"))
+    with pytest.raises(InputError, match=r"gone\.png does not exist any more"):
+        read_mask(str(tmp_path / "gone.png"))

@@ -1,13 +1,15 @@
 """What each layout reads from names, and what it refuses."""
 
 import json
+import os
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from tasks.errors import InputError
-from tasks.layouts import Entry, read_layout
+from tasks.images import UnreadableImage
+from tasks.layouts import Entry, StoredObject, read_layout, read_version
 from tests.tasks.conftest import photo
 
 
@@ -61,6 +63,13 @@ def test_mvtec_takes_one_class_alone(tmp_path: Path) -> None:
     assert {entry.class_name for entry in entries} == {"nut"}
 
 
+def test_mvtec_takes_masks_named_as_their_images_and_classes_without_masks(tmp_path: Path) -> None:
+    write(tmp_path, "nut/test/hole/3.png", "nut/ground_truth/hole/3.png", "bolt/test/bent/3.png")
+    _, entries = read_layout(str(tmp_path), "mvtec", "parts")
+    masks = {entry.class_name: entry.mask_uri for entry in entries}
+    assert masks == {"nut": f"file://{tmp_path}/nut/ground_truth/hole/3.png", "bolt": None}
+
+
 def test_a_missing_mask_is_named(tmp_path: Path) -> None:
     write(tmp_path / "nut", *MVTEC, "test/hole/4.png")
     with pytest.raises(InputError, match=r"'test/hole/4\.png' has no mask"):
@@ -112,6 +121,9 @@ def test_labels_cannot_point_outside_their_folder(tmp_path: Path, name: str) -> 
         ('[{"label": 1}]', "must list records"),
         ("[1, 2", "cannot be read as JSON"),
         ('[{"image": "a.png", "label": 7}]', "has the label '7'"),
+        ('[{"image": "a.png", "label": 0}, {"image": "./a.png", "label": 1}]', r"names 'a\.png' twice"),
+        ('[{"image": "a.png", "label": 1, "mask": "a_mask.png"}]', r"'a_mask\.png', which does not exist"),
+        ('["a.png"]', "must list records"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -121,13 +133,87 @@ def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str, me
         read_layout(str(tmp_path), "labels", "parts")
 
 
+def test_labels_have_class_split_and_kind_where_the_table_has_them(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "b.png", "unlisted.png")
+    (tmp_path / "MINE.CSV").write_text("image,label,class,split,defect_type\na.png,1,nut,test,hole\nb.png,ok,,train,\n")
+    _, entries = read_layout(str(tmp_path / "MINE.CSV"), "labels", "parts")
+    assert facts(entries) == {"a.png": ("nut", "test", 1, "hole"), "b.png": ("parts", "train", 0, None)}
+
+
+def test_labels_may_be_one_object_of_image_and_label(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "b.png")
+    (tmp_path / "labels.json").write_text('{"a.png": "good", "b.png": "bent"}')
+    _, entries = read_layout(str(tmp_path), "labels", "parts")
+    assert facts(entries) == {"a.png": ("parts", None, 0, None), "b.png": ("parts", None, 1, "bent")}
+
+
+def test_labels_in_another_encoding_or_in_two_files_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "labels.csv").write_bytes("image,label\ngröße.png,0\n".encode("cp1252"))
+    with pytest.raises(InputError, match="cannot be read as CSV"):
+        read_layout(str(tmp_path), "labels", "parts")
+    (tmp_path / "labels.json").write_text("[]")
+    with pytest.raises(InputError, match="it has 2"):
+        read_layout(str(tmp_path), "labels", "parts")
+    with pytest.raises(InputError, match=r"mine\.csv' does not exist"):
+        read_layout(str(tmp_path / "mine.csv"), "labels", "parts")
+
+
 def test_awkward_names_are_kept_as_they_are(tmp_path: Path) -> None:
-    names = ["with space.png", "a+b.png", "100%.png", "größe.png", "two\nlines.png", "#1.png", "q?.png"]
+    names = ["with space.png", "a+b.png", "100%.png", "größe.png", "two\nlines.png", "#1.png", "q?.png", "a::b.png"]
     write(tmp_path, *names)
     _, entries = read_layout(str(tmp_path), "flat", "parts")
     assert sorted(entry.object.name for entry in entries) == sorted(names)
     for entry in entries:
-        assert fsspec.open(entry.object.uri).open().read(4) == b"\x89PNG"
+        assert read(entry.object)[:4] == b"\x89PNG"
+
+
+def read(found: StoredObject) -> bytes:
+    return read_version({"uri": found.uri, "etag": found.etag, "size": found.size})
+
+
+def test_a_link_is_its_file_and_a_broken_one_is_found_missing(tmp_path: Path) -> None:
+    write(tmp_path, "outside/a.png", "source/b.png")
+    os.utime(tmp_path / "outside/a.png", (1_000_000_000, 1_000_000_000))  # long before the link
+    (tmp_path / "source/link.png").symlink_to("../outside/a.png")
+    (tmp_path / "source/broken.png").symlink_to("nowhere")
+    (tmp_path / "source/folder.png").symlink_to("../outside")
+    _, entries = read_layout(str(tmp_path / "source"), "flat", "parts")
+    found = {entry.object.name: entry.object for entry in entries}
+    assert sorted(found) == ["b.png", "broken.png", "link.png"]
+    assert read(found["link.png"]) == (tmp_path / "outside/a.png").read_bytes()
+    with pytest.raises(UnreadableImage, match="missing"):
+        read(found["broken.png"])
+
+
+def test_a_name_that_is_no_utf8_is_listed_with_escapes_and_found_missing(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(b"png")
+    _, entries = read_layout(str(tmp_path), "flat", "parts")
+    (odd,) = (entry.object for entry in entries if entry.object.name != "a.png")
+    assert odd.uri.encode("utf-8") == f"file://{tmp_path}/\\udcff.png".encode()
+    with pytest.raises(UnreadableImage, match="missing"):
+        read(odd)
+
+
+def test_what_was_listed_is_told_from_what_is_there_now(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "b.png", "c.png")
+    _, entries = read_layout(str(tmp_path), "flat", "parts")
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "b.png").write_bytes(b"another")
+    os.utime(tmp_path / "c.png", (1_000_000_000, 1_000_000_000))
+    for entry, kind in zip(entries, ("missing", "changed", "changed"), strict=True):
+        with pytest.raises(UnreadableImage, match=kind):
+            read(entry.object)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_local_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "a.png").chmod(0)
+    _, entries = read_layout(str(tmp_path), "flat", "parts")
+    with pytest.raises(UnreadableImage, match="unreadable"):
+        read(entries[0].object)
 
 
 def test_a_bucket_is_read_as_a_folder_is(tmp_path: Path) -> None:
@@ -151,6 +237,8 @@ def test_a_bucket_is_read_as_a_folder_is(tmp_path: Path) -> None:
         ("nowhere", "flat", "does not exist"),
         (".", "flat", "holds no image"),
         (".", "magic", "no layout 'magic'"),
+        (".", "labels", "must hold one"),
+        ("memory://nowhere", "flat", "does not exist"),
         ("nonsense://x", "flat", "cannot be opened"),
     ],
 )

@@ -1,11 +1,13 @@
 """Objects appear whole or not at all, on disk as in a bucket."""
 
+import threading
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from tasks.store import Store
+from tasks.errors import InputError
+from tasks.store import Store, default_store, open_filesystem, read_uri
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -47,3 +49,49 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         store.write(b"after", "a.bin")
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
     assert store.read("a.bin") == b"before"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b.png", "a+b.png", "100%.png", "%20.png", "Prüfling-写真.png", "new\nline.png", "a::b.png", "#1?.png", "~.png"],
+)
+def test_a_uri_leads_back_to_its_object_whatever_its_name(store: Store, name: str) -> None:
+    uri = store.write(b"bytes", "folder", name)
+    assert uri == f"file://{store.local_root}/folder/{name}"
+    assert read_uri(uri) == b"bytes"
+    assert store.find("folder") == [name]
+
+
+def test_a_reader_never_sees_half_an_object(store: Store) -> None:
+    contents = [bytes([number]) * 300_000 for number in range(8)]
+    store.write(contents[0], "object")
+    writers = [threading.Thread(target=store.write, args=(data, "object")) for data in contents * 3]
+    for writer in writers:
+        writer.start()
+    seen = [store.read("object") for _ in range(50)]
+    for writer in writers:
+        writer.join()
+    assert all(data in contents for data in seen)
+    assert store.find() == ["object"]
+
+
+def test_a_local_store_knows_its_folder_and_a_remote_one_has_none(tmp_path: Path) -> None:
+    assert Store(str(tmp_path)).local_root == tmp_path
+    assert Store(f"file://{tmp_path}/").local_root == tmp_path
+    assert Store("memory://bucket").local_root is None
+
+
+def test_a_relative_store_gives_absolute_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store("./store").uri_of("a") == f"file://{tmp_path}/store/a"
+
+
+def test_the_default_store_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_store() == "./store"
+    monkeypatch.setenv("ANOMALYCLIP_STORE", "s3://bucket/store")
+    assert default_store() == "s3://bucket/store"
+
+
+def test_a_uri_that_cannot_be_opened_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="'magic://bucket/a' cannot be opened"):
+        open_filesystem("magic://bucket/a")
