@@ -1,8 +1,10 @@
 """A small registered model and stores to use it on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,6 +42,15 @@ def registered(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Regist
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """URI of an empty place in fsspec's memory: a store without folders, renames or file times."""
+    yield "memory://tests"
+    filesystem = fsspec.filesystem("memory")
+    if filesystem.exists("/tests"):
+        filesystem.rm("/tests", recursive=True)
 
 
 def photo(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:

@@ -1,6 +1,7 @@
 """Exactly once, whatever dies: shards, their bytes, and a row for every bad image."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from tasks.manifest import ingest_source
+from models.maps import map_at
+from tasks.manifest import ingest_source, read_manifest, records
 from tasks.registry import ModelVersion
-from tasks.scoring import Output, Shard, plan_shards, score_shard, scores_folder
+from tasks.scoring import Shard, plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parts
 from tests.tasks.conftest import Registered, photo, write_photos
+from tests.tasks.test_images import BAD
 
 REGION = pa.struct(
     [("x", pa.int32()), ("y", pa.int32()), ("w", pa.int32()), ("h", pa.int32()), ("area", pa.int64()),
@@ -64,6 +67,12 @@ def written(store: Store) -> dict[str, bytes]:
     }
 
 
+def remove_results(store: Store) -> None:
+    for kind in ("scores", "maps", "masks"):
+        if store.exists("collections", "parts", kind):
+            store.fs.rm(store.path("collections", "parts", kind), recursive=True)
+
+
 def test_scores_and_maps_are_the_tables_of_the_contract(store, source, model) -> None:
     ingest(store, source)
     score(store, model)
@@ -92,39 +101,106 @@ def test_what_is_scored_is_not_planned_again_and_new_images_are_a_shard(store, s
     assert len({row["image_id"] for row in read_scores(store, model)}) == len(read_scores(store, model)) == 13
 
 
-def test_a_run_that_was_killed_ends_with_the_same_bytes(store, source, model, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", ["masks", "maps", "scores"])
+def test_a_run_that_was_killed_ends_with_the_same_bytes(kind: str, store, source, model, monkeypatch) -> None:
+    monkeypatch.setattr("tasks.scoring.map_threshold", lambda config: -1.0)  # a mask for every image
     ingest(store, source)
     score(store, model)
     undisturbed = written(store)
-    store.fs.rm(store.path("collections", "parts", "scores"), recursive=True)
-    write, wrote = Output.write_shard, []
+    remove_results(store)
+    write, left = Store.write, {"masks": 6, "maps": 1, "scores": 1}
 
-    def die_before_the_second_commit(self: Output, kind: str, shard: Shard, data: bytes) -> str:
-        if kind == "scores":
-            wrote.append(shard)
-            if len(wrote) == 2:
+    def die_in_the_second_shard(self: Store, data: bytes, *parts: str) -> str:
+        if kind in parts:
+            left[kind] -= 1
+            if left[kind] < 0:
                 raise SystemExit("killed")
-        return write(self, kind, shard, data)
+        return write(self, data, *parts)
 
-    monkeypatch.setattr(Output, "write_shard", die_before_the_second_commit)
-    with pytest.raises(SystemExit):
-        score(store, model)
-    monkeypatch.undo()
+    with monkeypatch.context() as context:
+        context.setattr(Store, "write", die_in_the_second_shard)
+        with pytest.raises(SystemExit):
+            score(store, model)
+    assert len(store.find(*scores_folder("parts", model.partition))) == 1
     assert [shard.index for shard in score(store, model)] == [1, 2]
     assert written(store) == undisturbed
+
+
+def test_a_shard_whose_storage_fails_is_not_committed(store, source, model, monkeypatch) -> None:
+    monkeypatch.setattr("tasks.scoring.map_threshold", lambda config: -1.0)
+    ingest(store, source)
+
+    def full(self: Store, data: bytes, *parts: str) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(Store, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            score(store, model)
+    assert len(plan_shards(store, "parts", model.partition, 4)[1]) == 3
+
+
+def test_scoring_again_from_nothing_gives_the_same_bytes(store, source, model) -> None:
+    ingest(store, source)
+    score(store, model)
+    first = written(store)
+    remove_results(store)
+    score(store, model)
+    assert written(store) == first != {}
 
 
 def test_two_runs_at_once_do_no_harm(store, source, model) -> None:
     ingest(store, source)
     score(store, model)
     undisturbed = written(store)
-    for kind in ("scores", "maps", "masks"):
-        if store.exists("collections", "parts", kind):
-            store.fs.rm(store.path("collections", "parts", kind), recursive=True)
+    remove_results(store)
     _, pending = plan_shards(store, "parts", model.partition, 4)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda shard: score_shard.fn(store.uri, "parts", model, shard, "fp32"), pending * 2))
     assert written(store) == undisturbed
+
+
+def score_all(store: str, model: ModelVersion) -> None:
+    score(Store(store), model)
+
+
+def test_two_processes_at_once_do_no_harm(store, source, model) -> None:
+    ingest(store, source)
+    score(store, model)
+    undisturbed = written(store)
+    remove_results(store)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(score_all, store.uri, model) for _ in range(2)]:
+            done.result(timeout=120)
+    assert written(store) == undisturbed
+
+
+def test_a_new_label_is_nothing_to_score(store, source, model) -> None:
+    ingest(store, source)
+    score(store, model)
+    ingest_source.fn(store.uri, "parts", str(source), "folders", False)
+    shards, pending = plan_shards(store, "parts", model.partition, 4)
+    assert (sum(shard.length for shard in shards), pending) == (10, [])
+
+
+def test_another_model_scores_everything_again(store, source, model) -> None:
+    ingest(store, source)
+    score(store, model)
+    assert len(plan_shards(store, "parts", "bundle.v2", 4)[1]) == 3
+
+
+def test_a_bucket_is_scored_as_a_folder_is(memory: str, store, source, model) -> None:
+    ingest(store, source)
+    score(store, model)
+    bucket, images = Store(f"{memory}/store"), Store(f"{memory}/images")
+    for path in source.iterdir():
+        images.write(path.read_bytes(), path.name)
+    ingest_source.fn(bucket.uri, "parts", images.uri, "flat", False)
+    score(bucket, model)
+    local, remote = (sorted(read_scores(s, model), key=lambda row: row["uri"]) for s in (store, bucket))
+    assert [row["score"] for row in remote] == [row["score"] for row in local]
+    assert all(row["uri"].startswith("memory:///") for row in remote)
+    assert plan_shards(bucket, "parts", model.partition, 4)[1] == []
 
 
 def test_a_begun_shard_size_is_kept(store, source, model) -> None:
@@ -146,25 +222,46 @@ def test_a_score_does_not_depend_on_its_shard(tmp_path, source, model) -> None:
     np.testing.assert_allclose(scores[0], scores[2], atol=1e-6, rtol=0)
 
 
+def test_a_score_does_not_depend_on_an_unreadable_neighbour(tmp_path, source, model) -> None:
+    scores = []
+    for name in ("whole", "damaged"):
+        store = Store(str(tmp_path / name))
+        if name == "damaged":
+            for number in range(4):
+                (source / f"00{number}.png").write_text("no image any more")  # the whole first shard
+            (source / "005.png").write_text("no image any more")
+        ingest(store, source)
+        score(store, model)
+        scores.append({Path(row["uri"]).name: row["score"] for row in read_scores(store, model)})
+    assert [name for name, value in scores[1].items() if value is None] == [f"00{n}.png" for n in (0, 1, 2, 3, 5)]
+    for name, value in scores[1].items():
+        assert value is None or value == pytest.approx(scores[0][name], abs=1e-6)
+
+
 # --- bad and awkward images -------------------------------------------------------------------------------------------
 
 
-def test_every_bad_image_is_a_row_with_its_reason(store, source, model) -> None:
-    (source / "empty.png").touch()
-    (source / "note.png").write_text("a note")
-    (source / "drawing.svg").write_text("<svg/>")
-    (source / "cut.png").write_bytes((source / "000.png").read_bytes()[:300])
-    ingest(store, source)
+def test_every_bad_image_is_a_row_with_its_reason_at_ingest_as_at_scoring(store, source, model) -> None:
+    for name, (data, _) in BAD.items():
+        (source / f"{name}.png").write_bytes(data)
+    ingest_source.fn(store.uri, "parts", str(source), "flat", True)
     (source / "001.png").unlink()
     photo(77, 50, 50).save(source / "002.png")
+    (source / "003.png").unlink()
+    (source / "003.png").mkdir()
     score(store, model)
-    reasons = {Path(row["uri"]).name: row["error_kind"] for row in read_scores(store, model)}
-    assert {name: kind for name, kind in reasons.items() if kind} == {
-        "empty.png": "empty", "note.png": "unsupported", "drawing.svg": "unsupported", "cut.png": "corrupt",
-        "001.png": "missing", "002.png": "changed",
-    }  # fmt: skip
-    assert len(reasons) == 14
-    assert all(row["score"] is None for row in read_scores(store, model) if row["error_kind"])
+    reasons = {Path(row["uri"]).stem: (row["error_kind"], row["error_detail"]) for row in read_scores(store, model)}
+    listed = read_manifest(store, "parts").rows
+    at_ingest = {Path(row["uri"]).stem: (row["status"], row["status_detail"]) for row in records(listed)}
+    for name, (_, kind) in BAD.items():
+        assert reasons[name] == at_ingest[name]
+        assert reasons[name][0] == kind
+    assert [reasons[name][0] for name in ("001", "002", "003")] == ["missing", "changed", "changed"]
+    assert [kind for name, (kind, _) in reasons.items() if name in ("000", "004", "009")] == [None] * 3
+    assert len(reasons) == 10 + len(BAD)
+    for row in read_scores(store, model):
+        assert (row["score"] is None) == (row["error_kind"] is not None)
+        assert (row["regions"] is None) == (row["error_kind"] is not None)
 
 
 def awkward_images() -> dict[str, tuple[Image.Image, str]]:
@@ -179,7 +276,8 @@ def awkward_images() -> dict[str, tuple[Image.Image, str]]:
         "palette.png": (rgb.quantize(8), "PNG"), "alpha.png": (rgb.convert("RGBA"), "PNG"),
         "la.png": (grey.convert("LA"), "PNG"), "cmyk.jpg": (rgb.convert("CMYK"), "JPEG"),
         "bit.png": (grey.convert("1"), "PNG"),
-        "turned.jpg": (rgb_turned, "JPEG"), "frames.gif": (rgb, "GIF"), "pixel.png": (rgb.crop((0, 0, 1, 1)), "PNG"),
+        "turned.jpg": (rgb_turned, "JPEG"), "frames.gif": (rgb, "GIF"), "pages.tiff": (rgb, "TIFF"),
+        "pixel.png": (rgb.crop((0, 0, 1, 1)), "PNG"),
         "line.png": (rgb.crop((0, 0, 60, 1)).resize((3000, 1)), "PNG"), "float.tiff": (grey.convert("F"), "TIFF"),
     }  # fmt: skip
 
@@ -188,15 +286,24 @@ def test_every_awkward_image_is_scored_with_a_mask_of_the_size_that_is_seen(
     store, tmp_path, model, monkeypatch
 ) -> None:
     monkeypatch.setattr("tasks.scoring.map_threshold", lambda config: -1.0)  # everything is in the mask
-    source = tmp_path / "awkward"
+    source, images = tmp_path / "awkward", awkward_images()
     source.mkdir()
-    for name, (image, kind) in awkward_images().items():
-        image.save(source / name, format=kind, **({"exif": image.info["exif"]} if "exif" in image.info else {}))
-    ingest(store, source)
+    for name, (image, kind) in images.items():
+        options = {"exif": image.info["exif"]} if "exif" in image.info else {}
+        if name in ("frames.gif", "pages.tiff"):
+            options = {"save_all": True, "append_images": [Image.new("RGB", image.size, "red")]}
+        image.save(source / name, format=kind, **options)
+    ingest_source.fn(store.uri, "parts", str(source), "flat", True)
     score(store, model)
-    for row in read_scores(store, model):
-        name = Path(row["uri"]).name
-        image = awkward_images()[name][0]
+    rows = {Path(row["uri"]).name: row for row in read_scores(store, model)}
+    for row in records(read_manifest(store, "parts").rows):
+        mask = Image.open(rows[Path(row["uri"]).name]["mask_uri"].removeprefix("file://"))
+        assert (row["status"], row["width"], row["height"]) == ("ok", *mask.size), row["uri"]
+    assert rows["sixteen.png"]["score"] == rows["sixteen.tiff"]["score"] == rows["grey.png"]["score"]
+    assert rows["la.png"]["score"] == pytest.approx(rows["grey.png"]["score"], abs=1e-6)
+    assert rows["alpha.png"]["score"] == pytest.approx(rows["pages.tiff"]["score"], abs=1e-6)
+    for name, row in rows.items():
+        image = images[name][0]
         size = image.size[::-1] if name == "turned.jpg" else image.size
         assert row["error_kind"] is None, name
         mask = Image.open(row["mask_uri"].removeprefix("file://"))
@@ -208,7 +315,8 @@ def test_regions_are_those_of_the_mask(store, source, model, monkeypatch) -> Non
     ingest(store, source)
     score(store, model)
     maps = read_parts(store, *scores_folder("parts", model.partition, "maps"), schema=MAPS)
-    middle = float(np.median(np.concatenate([np.frombuffer(v, "<f4") for v in maps["values"].to_pylist()])))
+    grids = {row["image_id"]: np.frombuffer(row["values"], "<f4").reshape(6, 6) for row in maps.to_pylist()}
+    middle = float(np.median(np.stack(list(grids.values()))))
     store.fs.rm(store.path("collections"), recursive=True)
     monkeypatch.setattr("tasks.scoring.map_threshold", lambda config: middle)
     ingest(store, source)
@@ -218,11 +326,18 @@ def test_regions_are_those_of_the_mask(store, source, model, monkeypatch) -> Non
         if row["mask_uri"]:
             mask = np.asarray(Image.open(row["mask_uri"].removeprefix("file://")))
             assert set(np.unique(mask)) <= {0, 255}
-            _, count = ndimage.label(mask, structure=np.ones((3, 3)))
+            labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
             assert len(row["regions"]) == count
             assert sum(region["area"] for region in row["regions"]) == (mask > 0).sum()
+            heat = map_at(grids[row["image_id"]], *mask.shape, 96, 4.0)
+            assert np.array_equal(mask > 0, heat > middle)
+            for region in row["regions"]:
+                box = np.s_[region["y"] : region["y"] + region["h"], region["x"] : region["x"] + region["w"]]
+                inside = labels[box] == labels[np.unravel_index(np.argmax(heat == region["peak"]), heat.shape)]
+                assert region["peak"] == heat[box][inside].max() > middle
+                assert region["area"] == inside.sum()
+                assert all(inside.any(axis=axis)[[0, -1]].all() for axis in (0, 1))  # the box is tight
             peaks = [region["peak"] for region in row["regions"]]
             assert peaks == sorted(peaks, reverse=True)
-            assert min(peaks) > middle
             checked += 1
     assert checked
