@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from tasks import manifest
 from tasks.errors import InputError
-from tasks.manifest import ingest_source, list_parts, read_manifest, read_part
+from tasks.manifest import digest_of, ingest_source, list_parts, read_manifest, read_part, records
 from tasks.store import Store
 from tests.tasks.conftest import photo, write_photos
 
@@ -29,7 +30,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def ingest(store: Store, source: Path, layout: str = "folders", probe: bool = False):
+def ingest(store: Store, source: Path | str, layout: str = "folders", probe: bool = False):
     return ingest_source.fn(store.uri, "parts", str(source), layout, probe)
 
 
@@ -71,10 +72,14 @@ def test_an_object_that_comes_back_is_current_again(store: Store, source: Path) 
     data, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.unlink()
     assert ingest(store, source).deleted == 1
+    last = read_part(store, "parts", list_parts(store, "parts")[-1]).to_pylist()
+    assert [(row["uri"], row["status"]) for row in last] == [(f"file://{path}", "deleted")]
+    assert len(read_manifest(store, "parts").rows) == 5
     path.write_bytes(data)
     os.utime(path, ns=times)
-    ingest(store, source)
+    assert ingest(store, source).new == 1
     assert len(read_manifest(store, "parts").rows) == 6
+    assert [part.endswith("-facts.parquet") for part in list_parts(store, "parts")] == [False, True, True]
 
 
 def test_other_sources_of_a_collection_are_left_alone(store: Store, source: Path, tmp_path: Path) -> None:
@@ -92,10 +97,86 @@ def test_a_new_label_changes_the_row_and_not_what_is_to_be_scored(store: Store, 
     assert read_manifest(store, "parts").rows["label"].sum() == 2
 
 
-def test_two_ingests_at_once_lose_nothing(store: Store, source: Path) -> None:
+def test_two_ingests_at_once_lose_nothing_and_list_nothing_twice(store: Store, source: Path) -> None:
+    ingest(store, source)
+    write_photos(source / "good", range(10, 15))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: ingest(store, source), range(4)))
-    assert len(read_manifest(store, "parts").rows) == 6
+    rows = read_manifest(store, "parts").rows
+    assert len(rows) == 11
+    assert rows["uri"].is_unique
+    assert ingest(store, source).unchanged == 11
+
+
+def test_two_ingests_of_different_moments_at_once_lose_nothing(store: Store, source: Path, monkeypatch) -> None:
+    """The first has read the manifest, and writes only after the second, which sees more images, has written."""
+    real, once = manifest.gone_rows, []
+
+    def meanwhile(*arguments):
+        if not once:
+            once.append(True)
+            write_photos(source / "good", range(10, 13))
+            ingest(store, source)
+        return real(*arguments)
+
+    monkeypatch.setattr("tasks.manifest.gone_rows", meanwhile)
+    ingest(store, source)
+    rows = read_manifest(store, "parts").rows
+    assert len(rows) == 9
+    assert rows["uri"].is_unique
+
+
+def test_the_digest_names_the_snapshot(store: Store, source: Path, tmp_path: Path) -> None:
+    summary = ingest(store, source)
+    assert read_manifest(store, "parts").digest == summary.digest == digest_of(list_parts(store, "parts"))
+    other = Store(str(tmp_path / "other"))
+    assert ingest(other, source).digest == summary.digest  # the same objects at the same URIs
+    (source / "good/000.png").unlink()
+    assert ingest(store, source).digest != summary.digest
+
+
+def test_what_was_found_when_an_image_was_opened_stays_when_its_label_changes(store: Store, source: Path) -> None:
+    ingest(store, source, "flat", probe=True)
+    assert ingest(store, source, "folders").changed == 6
+    rows = read_manifest(store, "parts").rows
+    assert set(zip(rows["status"], rows["width"], rows["mode"], strict=True)) == {("ok", 60, "RGB")}
+    photo(50, 30, 20).save(source / "good/000.png")
+    ingest(store, source)
+    (changed,) = records(read_manifest(store, "parts").rows.query("status == 'listed'"))
+    assert (changed["width"], changed["mode"]) == (None, None)
+
+
+def test_a_later_probe_opens_what_was_only_listed(store: Store, source: Path) -> None:
+    (source / "good/note.png").write_text("a note")
+    ingest(store, source)
+    summary = ingest(store, source, probe=True)
+    assert (summary.new, summary.changed, summary.unchanged, summary.unreadable) == (0, 0, 7, 1)
+    assert sorted(read_manifest(store, "parts").rows["status"].unique()) == ["ok", "unsupported"]
+    assert ingest(store, source, probe=True).digest == summary.digest
+
+
+def test_a_bucket_is_ingested_as_a_folder_is(memory: str, source: Path) -> None:
+    store, bucket = Store(f"{memory}/store"), Store(f"{memory}/images")
+    for path in source.rglob("*.png"):
+        bucket.write(path.read_bytes(), path.parent.name, path.name)
+    assert ingest(store, bucket.uri, probe=True).new == 6
+    assert ingest(store, bucket.uri).unchanged == 6
+    bucket.write(b"no image any more", "good", "000.png")
+    assert ingest(store, bucket.uri, probe=True).unreadable == 1
+    rows = read_manifest(store, "parts").rows
+    assert (len(rows), rows["last_modified"].notna().all()) == (6, True)
+
+
+def test_odd_names_are_rows_like_any_other(store: Store, tmp_path: Path) -> None:
+    names = ["with space.png", "a+b.png", "100%.png", "größe.png", "two\nlines.png", "a::b.png"]
+    (tmp_path / "odd").mkdir()
+    for name in names:
+        photo().save(tmp_path / "odd" / name)
+    ingest(store, tmp_path / "odd", "flat", probe=True)
+    rows = read_manifest(store, "parts").rows
+    assert sorted(rows["uri"]) == sorted(f"file://{tmp_path}/odd/{name}" for name in names)
+    assert set(rows["status"]) == {"ok"}
+    assert rows["image_id"].is_unique
 
 
 def test_probe_reads_headers_and_finds_what_is_unreadable(store: Store, source: Path) -> None:
