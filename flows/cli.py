@@ -119,10 +119,11 @@ def run_train(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.train import train
 
     s = train(
-        arguments.collection, arguments.backbone, arguments.epochs, arguments.lr, arguments.seed, arguments.image_size,
-        arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
+        arguments.collection, arguments.backbone, arguments.epochs, arguments.lr, arguments.seed,
+        arguments.validation_share, arguments.patience,
+        arguments.image_size, arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
     )  # fmt: skip
-    return s, f"{s.model}: {s.epochs} epochs on {', '.join(s.collections)}, last loss {s.loss.total:.4f}"
+    return s, f"{s.model}: {s.loss.epoch} epochs on {', '.join(s.collections)}, loss {s.loss.total:.4f}"
 
 
 def run_import_checkpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -239,6 +240,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--seed", type=int, default=111, help="of the first prompts and the order of images (default: 111)"
     )
+    train.add_argument("--validation-share", type=float, default=0.0,
+                       help="of the classes, held back for a validation curve (default: 0, as published)")  # fmt: skip
+    train.add_argument("--patience", type=positive, default=0,
+                       help="stop after so many epochs without a better validation loss (default: never)")  # fmt: skip
     add_geometry(train)
 
     imported = command("import-checkpoint", run_import_checkpoint,

@@ -120,10 +120,11 @@ def validation_loss(
     masks: Tensor,
     labels: Tensor,
     has_mask: Tensor | None,
+    held_back: Tensor,
     batch_size: int = 8,
 ) -> float:
-    """Mean loss over images that take no part in training, weighted by batch length."""
+    """Mean loss over the images held_back (indices, at least one), weighted by batch length."""
     total = 0.0
-    for batch in torch.arange(len(features)).split(batch_size):
+    for batch in held_back.split(batch_size):
         total += StepLoss(*batch_loss(prompts, features, masks, labels, batch, has_mask)) * len(batch)
-    return total / max(len(features), 1)
+    return total / len(held_back)

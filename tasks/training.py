@@ -1,55 +1,54 @@
-"""Training material from labelled collections, features that are computed once, and prompts learned from them.
+"""Prompts learned from cached features, and registered.
 
-Features lie memory-mapped in a cache folder whose name is a digest of all that they depend on. Learning is resumable: after
-every epoch its whole state is on disk, and an epoch's order of images depends on the seed and its number alone.
+Learning is resumable: after every epoch its whole state is on disk, and an epoch's order of images depends on the seed and
+its number alone, so a run that was killed ends with the prompts of one that was not.
 """
 
 import hashlib
 import json
-import logging
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import pandas as pd
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from torch import Tensor
 
 from models.backbone import Backbone
 from models.detector import Detector, resolve_device
-from models.preprocess import normalise, preprocess_mask
 from models.prompts import PromptLearner
-from models.training import Features, StepLoss, extract_features, make_optimizer, train_prompts
-from tasks.backbones import CACHE, Geometry, kept_backbone
+from models.training import StepLoss, make_optimizer, train_prompts, validation_loss
+from tasks.backbones import Geometry, kept_backbone
 from tasks.errors import InputError
-from tasks.images import UnreadableImage, read_mask
-from tasks.manifest import labelled_test_rows, read_manifest, records
+from tasks.features import CachedFeatures, cache_folder, open_features
 from tasks.progress import advance, progress
 from tasks.registry import ModelVersion, register_bundle, tracked_run
-from tasks.scoring import READERS, Pixels, read_ahead
 from tasks.store import Store
 
-log = logging.getLogger(__name__)
 BATCH = 8  # images a step, as published
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything that the learned prompts depend on beside the images and the weights."""
+    """Everything that the learned prompts depend on beside the images and the weights; the defaults are the published ones.
+
+    validation_share: of the classes, held back for a validation curve; the published training holds back none.
+    patience: stop after so many epochs without a better validation loss, and take the best one; 0: never.
+    """
 
     backbone: str
     geometry: Geometry
     epochs: int = 15
     lr: float = 1e-3
     seed: int = 111
+    validation_share: float = 0.0
+    patience: int = 0
     n_ctx: int = 12
     depth: int = 9
     deep_ctx: int = 4
@@ -66,178 +65,45 @@ class EpochLoss:
     focal: float
     dice_abnormal: float
     dice_normal: float
-
-
-# --- the steps --------------------------------------------------------------------------------------------------------
-
-
-def cache_folder(store: Store) -> Path:
-    """Where this machine keeps what can be computed again: under a local store, else in the user's cache."""
-    return store.local_root / "cache" if store.local_root else CACHE
-
-
-@task(name="compute features", cache_policy=NO_CACHE)
-def compute_features(store: str, collections: list[str], plan: TrainingPlan) -> str:
-    """Run the vision tower once over the labelled images; returns the key of the cached features."""
-    material = training_material(Store(store), collections)
-    backbone = kept_backbone(plan.backbone, plan.geometry.image_size).to(resolve_device("auto"))
-    key = feature_key(material, backbone, plan.geometry)
-    with progress("features", len(material.rows)):
-        cache_features(cache_folder(Store(store)) / "features" / key, material, backbone, plan.geometry)
-    return key
+    validation: float | None = None
 
 
 @task(name="learn prompts", cache_policy=NO_CACHE)
 def learn_prompts(
     store: str, collections: list[str], plan: TrainingPlan, features: str
 ) -> tuple[ModelVersion, EpochLoss]:
-    """Learn prompts from cached features, log the losses to MLflow, register the bundle; returns it and the last losses."""
+    """Learn prompts from cached features, log the losses to MLflow, register the bundle; returns it and its losses."""
     backbone = kept_backbone(plan.backbone, plan.geometry.image_size).to(resolve_device("auto"))
     cache = cache_folder(Store(store))
     cached = open_features(cache / "features" / features)
     state_file = cache / "training" / f"{plan_key(plan, features)}.pt"
     facts = {
         "collections": collections, "images": len(cached.usable), "epochs": plan.epochs, "lr": plan.lr,
-        "seed": plan.seed, "features": features,
+        "seed": plan.seed, "validation_share": plan.validation_share, "patience": plan.patience, "features": features,
     }  # fmt: skip
     params = asdict(plan) | facts | {"backbone_sha256": backbone.weights_sha256, "collections": ",".join(collections)}
     with tracked_run(Store(store), f"train {', '.join(collections)}", params) as run_id:
         mlflow.set_tag("step", "train")
         with progress("training", plan.epochs, "epochs"):
-            prompts, history = learn(plan, backbone, cached, state_file, log_epoch)
+            prompts, loss = learn(plan, backbone, cached, state_file, log_epoch)
         with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
             bundle = build_detector(plan, backbone, prompts, facts).save(folder)
             version = register_bundle(Store(store), bundle, run_id, f"prompts learned on {', '.join(collections)}")
-    return version, history[-1]
+    return version, loss
 
 
 def log_epoch(loss: EpochLoss) -> None:
-    parts = {f"loss_{name}": value for name, value in asdict(loss).items() if name != "epoch"}
+    parts = {f"loss_{name}": value for name, value in asdict(loss).items() if name != "epoch" and value is not None}
     mlflow.log_metrics(parts, step=loss.epoch)
     advance()
 
 
-# --- material ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Material:
-    """Labelled rows of one or more collections, in a fixed order, and a digest that names them."""
-
-    rows: list[dict[str, Any]]
-    digest: str
-
-
-def training_material(store: Store, collections: Sequence[str]) -> Material:
-    """The labelled images of the collections that the published protocol trains on (see labelled_test_rows)."""
-    manifests = [read_manifest(store, name) for name in collections]
-    rows = pd.concat([labelled_test_rows(manifest.rows) for manifest in manifests])
-    if not ((rows["label"] == 0).any() and (rows["label"] == 1).any()):
-        raise InputError(
-            f"training needs labelled normal and anomalous images; {', '.join(collections)} has "
-            f"{int((rows['label'] == 0).sum())} normal and {int((rows['label'] == 1).sum())} anomalous ones"
-        )
-    digest = hashlib.sha256("".join(manifest.digest for manifest in manifests).encode()).hexdigest()[:16]
-    return Material(list(records(rows)), digest)
-
-
-@dataclass(frozen=True)
-class CachedFeatures:
-    """What training reads, memory-mapped: features of N images, masks (N, S, S) uint8, labels (N,), has_mask (N,).
-
-    usable: the indices of the images that could be read; the rows of the others are zero.
-    """
-
-    features: Features
-    masks: torch.Tensor
-    labels: torch.Tensor
-    has_mask: torch.Tensor
-    usable: torch.Tensor
-
-
-def feature_key(material: Material, backbone: Backbone, geometry: Geometry) -> str:
-    facts = [
-        material.digest,
-        backbone.weights_sha256,
-        geometry.image_size,
-        geometry.feature_layers,
-        geometry.dpam_layers,
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def cache_features(folder: Path, material: Material, backbone: Backbone, geometry: Geometry) -> None:
-    """Compute the features of all images that can be read into a folder, which appears when it is complete."""
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        usable = write_features(partial, material.rows, backbone, geometry)
-        if not usable.any():
-            raise InputError("none of the labelled images can be read")
-        masked = any(
-            row["mask_uri"] for row in material.rows
-        )  # without any ground truth the image loss alone is trained
-        np.save(partial / "usable.npy", np.flatnonzero(usable))
-        np.save(partial / "labels.npy", np.array([row["label"] for row in material.rows], np.int8))
-        np.save(
-            partial / "has_mask.npy", [masked and (not row["label"] or bool(row["mask_uri"])) for row in material.rows]
-        )
-        publish_folder(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def publish_folder(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another run was first, with the same content
-            raise
-
-
-def write_features(folder: Path, rows: list[dict[str, Any]], backbone: Backbone, geometry: Geometry) -> np.ndarray:
-    """Features and masks of the rows in .npy files; returns which rows could be read, (N,) bool."""
-    usable = np.zeros(len(rows), bool)
-    files: dict[str, np.ndarray] = {}
-    slices = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-    with ThreadPoolExecutor(READERS) as readers:
-        for number, images in enumerate(read_ahead(readers, slices, geometry.image_size)):
-            good = [number * BATCH + i for i, image in enumerate(images) if isinstance(image, Pixels)]
-            for row, image in zip(slices[number], images, strict=True):
-                if isinstance(image, UnreadableImage):
-                    log.warning("left out of training: %s (%s)", row["uri"], image)
-            if good:
-                pixels = normalise(np.stack([image.square for image in images if isinstance(image, Pixels)]))
-                features = extract_features(backbone, pixels, geometry.feature_layers, geometry.dpam_layers)
-                arrays = {f"patches-{i}": layer.numpy() for i, layer in enumerate(features.patches)}
-                arrays["image"] = features.image.numpy()
-                arrays["masks"] = np.stack([load_mask(rows[i], geometry) for i in good])
-                for name, array in arrays.items():
-                    if name not in files:
-                        shape = (len(rows), *array.shape[1:])
-                        files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
-                    files[name][good] = array
-                usable[good] = True
-            advance(len(images))
-    return usable
-
-
-def load_mask(row: dict[str, Any], geometry: Geometry) -> np.ndarray:
-    """(S, S) uint8 ground truth of the published protocol; zeros where there is none."""
-    if not row["mask_uri"]:
-        return np.zeros((geometry.image_size, geometry.image_size), np.uint8)
-    return preprocess_mask(read_mask(row["mask_uri"]), geometry.image_size).astype(np.uint8)
-
-
-def open_features(folder: Path) -> CachedFeatures:
-    def mapped(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
-
-    layers = len(list(folder.glob("patches-*.npy")))
-    features = Features(mapped("image"), [mapped(f"patches-{i}") for i in range(layers)])
-    return CachedFeatures(features, *(mapped(name) for name in ("masks", "labels", "has_mask", "usable")))
+def build_detector(plan: TrainingPlan, backbone: Backbone, prompts: PromptLearner, facts: dict[str, Any]) -> Detector:
+    geometry = plan.geometry
+    return Detector.build(
+        backbone, prompts, geometry.image_size, geometry.feature_layers, geometry.dpam_layers, geometry.sigma,
+        training=facts,
+    )  # fmt: skip
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -249,73 +115,107 @@ def learn(
     cached: CachedFeatures,
     state_file: Path,
     on_epoch: Callable[[EpochLoss], None],
-) -> tuple[PromptLearner, list[EpochLoss]]:
-    """Learn prompts, going on from the state file where there is one; on_epoch also hears the epochs before it."""
+) -> tuple[PromptLearner, EpochLoss]:
+    """The learned prompts and the losses of their epoch: the last one, or the best one where there is patience.
+
+    Goes on from the state file where there is one; on_epoch also hears the epochs before it.
+    """
     try:
         prompts = PromptLearner(
             backbone, plan.n_ctx, plan.depth, plan.deep_ctx, torch.Generator().manual_seed(plan.seed)
         )
     except ValueError as error:
         raise InputError(str(error)) from error
-    optimizer = make_optimizer(prompts, plan.lr)
-    history = load_state(state_file, prompts, optimizer)
-    for loss in history:
+    training, held_back = split_by_class(cached, plan)
+    state = TrainingState(prompts, make_optimizer(prompts, plan.lr), state_file)
+    for loss in state.history:
         on_epoch(loss)
-    for epoch in range(len(history) + 1, plan.epochs + 1):
+    while len(state.history) < plan.epochs and not state.out_of_patience(plan.patience):
+        epoch = len(state.history) + 1
         losses = train_prompts(
-            prompts, cached.features, cached.masks, cached.labels, epoch_batches(cached.usable, plan.seed, epoch),
-            has_mask=cached.has_mask, optimizer=optimizer,
+            prompts, cached.features, cached.masks, cached.labels, epoch_batches(training, plan.seed, epoch),
+            has_mask=cached.has_mask, optimizer=state.optimizer,
         )  # fmt: skip
-        history.append(mean_loss(epoch, losses))
-        save_state(state_file, prompts, optimizer, history)
-        on_epoch(history[-1])
-    return prompts, history
+        validation = None
+        if len(held_back):
+            validation = validation_loss(
+                prompts, cached.features, cached.masks, cached.labels, cached.has_mask, held_back
+            )
+        state.end_epoch(mean_loss(epoch, losses, validation))
+        on_epoch(state.history[-1])
+    if not plan.patience:
+        return prompts, state.history[-1]
+    prompts.load_state_dict(state.best_prompts)
+    return prompts, state.best
 
 
-def epoch_batches(usable: torch.Tensor, seed: int, epoch: int) -> Iterator[list[int]]:
-    """A shuffled pass over all usable images; the last batch may be short."""
+def split_by_class(cached: CachedFeatures, plan: TrainingPlan) -> tuple[Tensor, Tensor]:
+    """Indices of the usable images to train on, and of those of the classes that are held back."""
+    if plan.patience and not plan.validation_share:
+        raise InputError("early stopping needs a validation share: give a --validation-share of the classes, e.g. 0.2")
+    classes = np.unique(cached.classes)
+    count = round(plan.validation_share * len(classes)) or int(plan.validation_share > 0)
+    if count and count >= len(classes):
+        raise InputError(
+            f"a validation share of {plan.validation_share} leaves none of {len(classes)} classes to train on"
+        )
+    chosen = np.random.default_rng(plan.seed).permutation(classes)[:count]
+    held_back = torch.from_numpy(np.isin(cached.classes, chosen))[cached.usable]
+    return cached.usable[~held_back], cached.usable[held_back]
+
+
+def epoch_batches(images: Tensor, seed: int, epoch: int) -> Iterator[list[int]]:
+    """A shuffled pass over the given indices; the last batch may be short."""
     generator = torch.Generator().manual_seed(seed * 10_007 + epoch)
-    return (batch.tolist() for batch in usable[torch.randperm(len(usable), generator=generator)].split(BATCH))
+    return (batch.tolist() for batch in images[torch.randperm(len(images), generator=generator)].split(BATCH))
 
 
-def mean_loss(epoch: int, losses: list[StepLoss]) -> EpochLoss:
+def mean_loss(epoch: int, losses: list[StepLoss], validation: float | None) -> EpochLoss:
     parts = np.array([np.sum(loss.parts, axis=0) if loss.parts else np.zeros(3) for loss in losses]).mean(axis=0)
     total, local, image = (
         float(np.mean(values)) for values in zip(*((loss, loss.local, loss.image_ce) for loss in losses), strict=True)
     )
-    return EpochLoss(epoch, total, local, image, *(float(part) for part in parts))
+    return EpochLoss(epoch, total, local, image, *(float(part) for part in parts), validation)
 
 
-def save_state(path: Path, prompts: PromptLearner, optimizer: torch.optim.Optimizer, history: list[EpochLoss]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "prompts": prompts.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "history": [asdict(h) for h in history],
-    }
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, partial)
-    partial.replace(path)
+class TrainingState:
+    """What learning needs to go on: prompts, optimiser, losses so far, and the best prompts by validation loss."""
 
+    def __init__(self, prompts: PromptLearner, optimizer: torch.optim.Optimizer, file: Path) -> None:
+        self.prompts, self.optimizer, self.file = prompts, optimizer, file
+        self.history: list[EpochLoss] = []
+        self.best_prompts: dict[str, Tensor] = {}
+        if file.exists():
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+            prompts.load_state_dict(saved["prompts"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.best_prompts, self.history = saved["best_prompts"], [EpochLoss(**loss) for loss in saved["history"]]
 
-def load_state(path: Path, prompts: PromptLearner, optimizer: torch.optim.Optimizer) -> list[EpochLoss]:
-    """Restore prompts and optimiser; returns the epochs that are done, none where there is no state."""
-    if not path.exists():
-        return []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    prompts.load_state_dict(state["prompts"])
-    optimizer.load_state_dict(state["optimizer"])
-    return [EpochLoss(**loss) for loss in state["history"]]
+    @property
+    def best(self) -> EpochLoss:
+        """The epoch of the lowest validation loss, the first of equals; without validation the first of all."""
+        return min(self.history, key=lambda loss: loss.validation or 0.0)
+
+    def out_of_patience(self, patience: int) -> bool:
+        return bool(patience and self.history) and self.history[-1].epoch - self.best.epoch >= patience
+
+    def end_epoch(self, loss: EpochLoss) -> None:
+        """Record an epoch and write everything to the state file, atomically."""
+        self.history.append(loss)
+        if self.best is loss:
+            self.best_prompts = {name: value.clone() for name, value in self.prompts.state_dict().items()}
+        state = {
+            "prompts": self.prompts.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_prompts": self.best_prompts,
+            "history": [asdict(loss) for loss in self.history],
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_name(f"{self.file.name}.{os.getpid()}.tmp")
+        torch.save(state, partial)
+        partial.replace(self.file)
 
 
 def plan_key(plan: TrainingPlan, features: str) -> str:
     """Names a training run, for its state file."""
     return hashlib.sha256(json.dumps(asdict(plan) | {"features": features}, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def build_detector(plan: TrainingPlan, backbone: Backbone, prompts: PromptLearner, facts: dict[str, Any]) -> Detector:
-    geometry = plan.geometry
-    return Detector.build(
-        backbone, prompts, geometry.image_size, geometry.feature_layers, geometry.dpam_layers, geometry.sigma,
-        training=facts,
-    )  # fmt: skip

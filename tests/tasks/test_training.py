@@ -9,18 +9,13 @@ from PIL import Image
 
 from tasks.backbones import make_geometry, open_backbone
 from tasks.errors import InputError
+from tasks.features import compute_features, open_features, training_material
 from tasks.manifest import ingest_source
 from tasks.store import Store
-from tasks.training import (
-    EpochLoss,
-    TrainingPlan,
-    compute_features,
-    learn,
-    learn_prompts,
-    open_features,
-    training_material,
-)
+from tasks.training import EpochLoss, TrainingPlan, learn, learn_prompts, split_by_class
 from tests.tasks.conftest import photo, write_photos
+
+GEOMETRY = make_geometry("embedded", 96)
 
 
 @pytest.fixture
@@ -43,7 +38,7 @@ def ingest(store: Store, source: Path, layout: str, name: str = "nut") -> None:
 
 
 def plan(**options: int) -> TrainingPlan:
-    return TrainingPlan("embedded", make_geometry("embedded", 96), **options)
+    return TrainingPlan("embedded", GEOMETRY, **options)
 
 
 def test_only_the_test_split_is_trained_on_as_published(store: Store, source: Path) -> None:
@@ -55,18 +50,20 @@ def test_only_the_test_split_is_trained_on_as_published(store: Store, source: Pa
 
 def test_features_are_computed_once(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ingest(store, source, "mvtec")
-    key = compute_features.fn(store.uri, ["nut"], plan())
+    key = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
 
     def fail(*arguments: object) -> None:
         raise AssertionError("the tower ran again")
 
-    monkeypatch.setattr("tasks.training.extract_features", fail)
-    assert compute_features.fn(store.uri, ["nut"], plan()) == key
+    monkeypatch.setattr("tasks.features.extract_features", fail)
+    assert compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY) == key
 
 
 def test_cached_features_are_those_of_the_images(store: Store, source: Path) -> None:
     ingest(store, source, "mvtec")
-    cached = open_features(Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], plan()))
+    cached = open_features(
+        Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+    )
     assert cached.features.image.shape == (11, 192)
     assert cached.features.patches[0].shape == (11, 36, 192)
     assert cached.labels.sum() == 5
@@ -77,13 +74,15 @@ def test_cached_features_are_those_of_the_images(store: Store, source: Path) -> 
 def test_an_unreadable_image_is_left_out(store: Store, source: Path) -> None:
     (source / "test/good/note.png").write_text("a note")
     ingest(store, source, "mvtec")
-    cached = open_features(Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], plan()))
+    cached = open_features(
+        Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+    )
     assert (len(cached.features), len(cached.usable)) == (12, 11)
 
 
 def test_without_masks_the_image_loss_alone_is_trained(store: Store, source: Path) -> None:
     ingest(store, source / "test", "folders")
-    features = compute_features.fn(store.uri, ["nut"], plan())
+    features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
     _, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1), features)
     assert loss.local == 0
     assert loss.total == loss.image > 0
@@ -91,14 +90,17 @@ def test_without_masks_the_image_loss_alone_is_trained(store: Store, source: Pat
 
 def test_learning_that_was_killed_ends_with_the_same_prompts(store: Store, source: Path, tmp_path: Path) -> None:
     ingest(store, source, "mvtec")
-    cached = open_features(Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], plan()))
+    cached = open_features(
+        Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+    )
     backbone = open_backbone("embedded", 96)
 
     def die_after_two(loss: EpochLoss) -> None:
         if loss.epoch == 2:
             raise KeyboardInterrupt
 
-    undisturbed, history = learn(plan(epochs=4), backbone, cached, tmp_path / "quiet.pt", lambda _: None)
+    history: list[EpochLoss] = []
+    undisturbed, _ = learn(plan(epochs=4), backbone, cached, tmp_path / "quiet.pt", history.append)
     with pytest.raises(KeyboardInterrupt):
         learn(plan(epochs=4), backbone, cached, tmp_path / "killed.pt", die_after_two)
     heard: list[EpochLoss] = []
@@ -110,7 +112,7 @@ def test_learning_that_was_killed_ends_with_the_same_prompts(store: Store, sourc
 
 def test_learning_lowers_the_loss_and_depends_on_the_seed(store: Store, source: Path) -> None:
     ingest(store, source, "mvtec")
-    features = compute_features.fn(store.uri, ["nut"], plan())
+    features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
     first, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1), features)
     longer, later = learn_prompts.fn(store.uri, ["nut"], plan(epochs=6), features)
     other, _ = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1, seed=3), features)
@@ -142,3 +144,48 @@ def test_several_collections_are_trained_on_together(store: Store, source: Path,
         photo(number).save(tmp_path / "second" / state / "a.png")
     ingest(store, tmp_path / "second", "folders", "second")
     assert len(training_material(store, ["nut", "second"]).rows) == 13
+
+
+@pytest.fixture
+def two_classes(store: Store, source: Path, tmp_path: Path) -> str:
+    """Key of the features of the class `nut` and of a class `bolt`."""
+    ingest(store, source, "mvtec")
+    write_photos(tmp_path / "second/bolt/good", range(30, 34))
+    write_photos(tmp_path / "second/bolt/bent", range(40, 44))
+    ingest(store, tmp_path / "second", "folders", "second")
+    return str(compute_features.fn(store.uri, ["nut", "second"], "embedded", GEOMETRY))
+
+
+def test_classes_that_are_held_back_give_a_validation_curve_and_train_nothing(store, two_classes, tmp_path) -> None:
+    cached = open_features(Path(store.uri) / "cache/features" / two_classes)
+    training, held_back = split_by_class(cached, plan(validation_share=0.5))
+    assert len(training) + len(held_back) == len(cached.usable) == 19
+    assert set(cached.classes[training]).isdisjoint(cached.classes[held_back])
+    heard: list[EpochLoss] = []
+    learn(plan(epochs=2, validation_share=0.5), open_backbone("embedded", 96), cached, tmp_path / "a.pt", heard.append)
+    assert [loss.validation is not None for loss in heard] == [True, True]
+
+
+def test_patience_stops_and_takes_the_best_epoch_even_after_a_kill(store, two_classes, tmp_path) -> None:
+    cached = open_features(Path(store.uri) / "cache/features" / two_classes)
+    backbone, heard = open_backbone("embedded", 96), list[EpochLoss]()
+    eager = plan(epochs=40, lr=0.05, validation_share=0.5, patience=2)
+    prompts, best = learn(eager, backbone, cached, tmp_path / "a.pt", heard.append)
+    assert len(heard) < 40
+    assert best == min(heard, key=lambda loss: loss.validation)
+    assert heard[-1].epoch == best.epoch + 2
+    again, same = learn(eager, backbone, cached, tmp_path / "a.pt", lambda _: None)
+    assert same == best
+    assert all(
+        torch.equal(a, b) for a, b in zip(prompts.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"patience": 3}, "needs a validation share"), ({"validation_share": 0.9}, "leaves none of 2")],
+)
+def test_a_validation_that_cannot_be_is_refused(store, two_classes, options, message) -> None:
+    cached = open_features(Path(store.uri) / "cache/features" / two_classes)
+    with pytest.raises(InputError, match=message):
+        split_by_class(cached, plan(**options))
