@@ -76,7 +76,7 @@ def training_material(store: Store, collections: Sequence[str]) -> Material:
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """What training reads, memory-mapped: features of N images, masks (N, S, S) uint8, labels (N,), has_mask (N,), classes (N,).
+    """What training reads, memory-mapped: features of N images, masks (N, S, S), labels, has_mask and classes (N,).
 
     usable: the indices of the images that could be read; the rows of the others are zero.
     """
@@ -170,6 +170,5 @@ def open_features(folder: Path) -> CachedFeatures:
 
     layers = len(list(folder.glob("patches-*.npy")))
     features = Features(mapped("image"), [mapped(f"patches-{i}") for i in range(layers)])
-    return CachedFeatures(
-        features, *(mapped(name) for name in ("masks", "labels", "has_mask", "usable")), np.load(folder / "classes.npy")
-    )
+    masks, labels, has_mask, usable = (mapped(name) for name in ("masks", "labels", "has_mask", "usable"))
+    return CachedFeatures(features, masks, labels, has_mask, usable, np.load(folder / "classes.npy"))

@@ -172,10 +172,17 @@ def epoch_batches(images: Tensor, seed: int, epoch: int) -> Iterator[list[int]]:
 
 def mean_loss(epoch: int, losses: list[StepLoss], validation: float | None) -> EpochLoss:
     parts = np.array([np.sum(loss.parts, axis=0) if loss.parts else np.zeros(3) for loss in losses]).mean(axis=0)
-    total, local, image = (
-        float(np.mean(values)) for values in zip(*((loss, loss.local, loss.image_ce) for loss in losses), strict=True)
+    focal, dice_abnormal, dice_normal = (float(part) for part in parts)
+    return EpochLoss(
+        epoch=epoch,
+        total=float(np.mean(losses)),
+        local=float(np.mean([loss.local for loss in losses])),
+        image=float(np.mean([loss.image_ce for loss in losses])),
+        focal=focal,
+        dice_abnormal=dice_abnormal,
+        dice_normal=dice_normal,
+        validation=validation,
     )
-    return EpochLoss(epoch, total, local, image, *(float(part) for part in parts), validation)
 
 
 class TrainingState:

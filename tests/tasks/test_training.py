@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks.backbones import make_geometry, open_backbone
 from tasks.errors import InputError
-from tasks.features import compute_features, open_features, training_material
+from tasks.features import CachedFeatures, compute_features, open_features, training_material
 from tasks.manifest import ingest_source
 from tasks.store import Store
 from tasks.training import EpochLoss, TrainingPlan, learn, learn_prompts, split_by_class
@@ -37,6 +37,11 @@ def ingest(store: Store, source: Path, layout: str, name: str = "nut") -> None:
     ingest_source.fn(store.uri, name, str(source), layout, False)
 
 
+def cached_features(store: Store) -> CachedFeatures:
+    key = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+    return open_features(Path(store.uri) / "cache/features" / key)
+
+
 def plan(**options: int) -> TrainingPlan:
     return TrainingPlan("embedded", GEOMETRY, **options)
 
@@ -61,9 +66,7 @@ def test_features_are_computed_once(store: Store, source: Path, monkeypatch: pyt
 
 def test_cached_features_are_those_of_the_images(store: Store, source: Path) -> None:
     ingest(store, source, "mvtec")
-    cached = open_features(
-        Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
-    )
+    cached = cached_features(store)
     assert cached.features.image.shape == (11, 192)
     assert cached.features.patches[0].shape == (11, 36, 192)
     assert cached.labels.sum() == 5
@@ -74,9 +77,7 @@ def test_cached_features_are_those_of_the_images(store: Store, source: Path) -> 
 def test_an_unreadable_image_is_left_out(store: Store, source: Path) -> None:
     (source / "test/good/note.png").write_text("a note")
     ingest(store, source, "mvtec")
-    cached = open_features(
-        Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
-    )
+    cached = cached_features(store)
     assert (len(cached.features), len(cached.usable)) == (12, 11)
 
 
@@ -90,9 +91,7 @@ def test_without_masks_the_image_loss_alone_is_trained(store: Store, source: Pat
 
 def test_learning_that_was_killed_ends_with_the_same_prompts(store: Store, source: Path, tmp_path: Path) -> None:
     ingest(store, source, "mvtec")
-    cached = open_features(
-        Path(store.uri) / "cache/features" / compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
-    )
+    cached = cached_features(store)
     backbone = open_backbone("embedded", 96)
 
     def die_after_two(loss: EpochLoss) -> None:
