@@ -137,20 +137,22 @@ class Detector(nn.Module):
 
 
 def in_precision(visual: nn.Module, precision: str) -> nn.Module:
-    """The tower with the matrices of its blocks in the given precision.
+    """The tower with the matrices of its blocks in the given precision; the given module is not changed.
 
     Layer norms, the residual stream, the patch embedding and the last projection stay fp32: they cost little and their
-    rounding shows. fp32 shares the given module; the others are a copy.
+    rounding shows. fp32 shares the given module; the others are a copy, which holds no second set of fp32 matrices even
+    while it is made.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
     if precision == "fp32":
         return visual
-    visual = copy.deepcopy(visual)
+    reduced: dict[int, Any] = {}  # what deepcopy takes instead of copying
     for module in visual.modules():
         if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
-            module.to(PRECISIONS[precision])
-    return visual
+            for tensor in module.parameters():
+                reduced[id(tensor)] = nn.Parameter(tensor.detach().to(PRECISIONS[precision]), requires_grad=False)
+    return copy.deepcopy(visual, reduced)
 
 
 def resolve_device(device: str) -> torch.device:

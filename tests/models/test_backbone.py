@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from benchmarks import published_form
-from models.backbone import Backbone, build_backbone, load_backbone
+from models.backbone import Backbone, build_backbone, linear, load_backbone, multi_head_attention
 from tests.models import seeded
 from tests.models.conftest import DPAM_LAYERS, FEATURE_LAYERS, IMAGE_SIZE, relative_error
 
@@ -61,6 +62,27 @@ def test_an_image_size_that_the_patch_does_not_divide_is_refused() -> None:
 def test_layers_that_do_not_exist_are_refused(small_backbone, layers, dpam) -> None:
     with pytest.raises(ValueError, match="must"):
         small_backbone.encode_image(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE), layers, dpam)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+def test_attention_head_by_head_is_attention(tokens: int) -> None:
+    """The bf16 form for CPUs, queries of one token included, against double precision."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 64, generator=generator).bfloat16() for n in (tokens, 300, 300))
+    exact = ((q.double() @ k.double().transpose(-2, -1)) / 8).softmax(-1) @ v.double()
+    with torch.no_grad():
+        found = multi_head_attention(q, k, v)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() / exact.norm() < 1e-2
+
+
+def test_products_through_onednn_are_those_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, bias = torch.randn(2, 50, 96, generator=generator), torch.randn(64, generator=generator)
+    weight = torch.randn(192, 96, generator=generator)[64:128]  # a part of in_proj, as for the class token alone
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x[:, :1], weight, bias), F.linear(x[:, :1], weight, bias), atol=2e-5, rtol=0)
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), atol=2e-5, rtol=0)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

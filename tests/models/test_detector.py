@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import published_form
 from models import Detector, load_detector
-from models.detector import bundle_digest
+from models.detector import bundle_digest, in_precision
 from models.prompts import PromptLearner
 from tests.models import seeded
 from tests.models.conftest import DPAM_LAYERS, FEATURE_LAYERS, IMAGE_SIZE
@@ -79,6 +79,19 @@ def test_reduced_precision_keeps_its_bound(c: dict, size: int, bound: float) -> 
     assert (reduced.score - exact.score).abs().max() < bound
     assert (reduced.map - exact.map).abs().max() < bound
     assert not torch.equal(reduced.score, exact.score)
+
+
+def test_reduced_precision_rounds_the_matrices_of_the_blocks_in_a_copy(small_backbone) -> None:
+    visual = small_backbone.clip.visual
+    before = {name: value.clone() for name, value in visual.state_dict().items()}
+    reduced = dict(in_precision(visual, "bf16").named_parameters())
+    rounded = {name.split(".", 3)[-1] for name, value in reduced.items() if value.dtype == torch.bfloat16}
+    assert {name.rpartition(".")[0] for name in rounded} == {"attn", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"}
+    for name, value in visual.named_parameters():
+        assert torch.equal(value, before[name])
+        assert value.dtype == torch.float32
+        assert reduced[name].data_ptr() != value.data_ptr()
+        assert torch.equal(reduced[name], value.to(reduced[name].dtype))
 
 
 def test_an_unknown_precision_is_refused(narrow_24) -> None:
