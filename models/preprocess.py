@@ -5,6 +5,8 @@ EXIF orientation is applied, transparency is laid over white, palettes, CMYK and
 (the published code resizes palette indices), and 16-bit grey is scaled to 8 bits instead of clipped.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -28,8 +30,15 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
 def normalise(pixels: np.ndarray | Tensor) -> Tensor:
     """(…, S, S, 3) uint8 -> (…, 3, S, S) float32."""
     x = torch.as_tensor(pixels).movedim(-1, -3).float().div(255)
-    mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = channel_statistics(x.device)
     return x.sub(mean).div(std).contiguous()
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)  # kept, whoever asks first
+def channel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """MEAN and STD, (3, 1, 1) each, once a device: sending them with each batch would make a GPU wait for the host."""
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
 
 
 def as_viewed(image: Image.Image) -> Image.Image:

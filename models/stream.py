@@ -15,6 +15,8 @@ from torch import Tensor
 from models.detector import Detector
 from models.preprocess import normalise
 
+UNLIMITED = 1 << 30
+
 
 class Scored(NamedTuple):
     """scores (B,) and patch grids (B, g, g), float32."""
@@ -37,8 +39,9 @@ class InFlight(NamedTuple):
 def score_stream(detector: Detector, batches: Iterable[np.ndarray]) -> Iterator[Scored]:
     """One result a batch, in order; a batch is (B, S, S, 3) uint8 as models.preprocess.to_square makes it."""
     before: InFlight | None = None
+    at_once = UNLIMITED
     for pixels in batches:
-        current = launch(detector, torch.from_numpy(pixels))
+        current, at_once = launch(detector, torch.from_numpy(pixels), at_once)
         if before:
             yield before.wait()
         before = current
@@ -47,20 +50,35 @@ def score_stream(detector: Detector, batches: Iterable[np.ndarray]) -> Iterator[
 
 
 @torch.inference_mode()
-def launch(detector: Detector, pixels: Tensor) -> InFlight:
-    """Queue one batch (of any length, none included) and the copies to the device and back."""
+def launch(detector: Detector, pixels: Tensor, at_once: int = UNLIMITED) -> tuple[InFlight, int]:
+    """Queue one batch (of any length, none included) and the copies to the device and back; see score_in_parts."""
     device = detector.text_features.device
     if not len(pixels):
         side = math.isqrt(detector.positions.shape[0] - 1)
-        return InFlight(torch.empty(0), torch.empty(0, side, side), done=None)
+        return InFlight(torch.empty(0), torch.empty(0, side, side), done=None), at_once
     if device.type != "cuda":
-        scores, grids = detector.score_grids(normalise(pixels.to(device)))
-        return InFlight(scores, grids, done=None)
-    pixels = pixels.pin_memory().to(device, non_blocking=True)
-    scores, grids = (result.to("cpu", non_blocking=True) for result in detector.score_grids(normalise(pixels)))
+        scores, grids, at_once = score_in_parts(detector, pixels.to(device), at_once)
+        return InFlight(scores, grids, done=None), at_once
+    scores, grids, at_once = score_in_parts(detector, pixels.pin_memory().to(device, non_blocking=True), at_once)
+    scores, grids = (result.to("cpu", non_blocking=True) for result in (scores, grids))  # into pinned memory
     done = torch.cuda.Event()
     done.record()
-    return InFlight(scores, grids, done)
+    return InFlight(scores, grids, done), at_once
+
+
+def score_in_parts(detector: Detector, pixels: Tensor, at_once: int) -> tuple[Tensor, Tensor, int]:
+    """Scores and grids of one batch, at most at_once images at a time, and the number that fitted.
+
+    at_once is halved whenever the device's memory runs out; a single image that does not fit raises OutOfMemoryError.
+    """
+    while True:
+        try:
+            parts = [detector.score_grids(normalise(part)) for part in pixels.split(at_once)]
+            return torch.cat([scores for scores, _ in parts]), torch.cat([grids for _, grids in parts]), at_once
+        except torch.OutOfMemoryError:
+            if min(at_once, len(pixels)) == 1:
+                raise
+        at_once = (min(at_once, len(pixels)) + 1) // 2  # out here, where the failed attempt's tensors are gone
 
 
 def batch_size_for(detector: Detector) -> int:
