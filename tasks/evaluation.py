@@ -176,8 +176,9 @@ def log_metrics(table: list[ClassMetrics]) -> None:
 
 
 def metric_name(class_name: str) -> str:
-    """MLflow allows letters, digits and some signs in the names of metrics."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in class_name)
+    """MLflow allows letters, digits and some signs in the names of metrics, and no path that leads to another name."""
+    allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in class_name)
+    return "/".join(part if part.strip(".") else "_" for part in allowed.split("/"))
 
 
 def log_dataset(store: Store, manifest: Manifest) -> None:

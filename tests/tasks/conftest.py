@@ -1,5 +1,6 @@
 """A small registered model and stores to use it on."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import fsspec
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from models import Detector
@@ -14,6 +16,14 @@ from models.backbone import load_backbone
 from models.prompts import PromptLearner
 from tasks.registry import ModelVersion, register_bundle, tracked_run
 from tasks.store import Store
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables and nothing in them: to make one takes seconds, to copy it none."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
 
 
 class Registered(NamedTuple):
@@ -31,9 +41,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def registered(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Registered:
+def registered(tmp_path_factory: pytest.TempPathFactory, bundle: Path, empty_database: Path) -> Registered:
     """The bundle as version 1 in an MLflow database of the tests' own."""
     store = Store(str(tmp_path_factory.mktemp("registry")))
+    shutil.copy(empty_database, store.uri)
     with tracked_run(store, "train", {}) as run_id:
         model = register_bundle(store, bundle, run_id, "of the tests")
     return Registered(store, model, bundle)
@@ -51,6 +62,14 @@ def memory() -> Iterator[str]:
     filesystem = fsspec.filesystem("memory")
     if filesystem.exists("/tests"):
         filesystem.rm("/tests", recursive=True)
+
+
+@pytest.fixture
+def tracked_store(store: Store, empty_database: Path) -> Store:
+    """A store with an MLflow database in which nothing is."""
+    Path(store.uri).mkdir()
+    shutil.copy(empty_database, store.uri)
+    return store
 
 
 def photo(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:

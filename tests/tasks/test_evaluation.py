@@ -91,3 +91,65 @@ def test_a_collection_that_is_not_scored_is_refused(registered: Registered, tmp_
     ingest_source.fn(registered.store.uri, "new", str(tmp_path / "new"), "folders", False)
     with pytest.raises(InputError, match="run `anomalyclip score --collection new` first"):
         evaluate_collection.fn(registered.store.uri, "new", registered.model)
+
+
+def test_grids_are_read_for_the_images_that_are_asked_for(scored: Registered, tmp_path: Path) -> None:
+    rows = read_manifest(scored.store, tmp_path.name).rows
+    wanted = rows["image_id"].iloc[:2].tolist()
+    grids = read_grids(scored.store, tmp_path.name, scored.model, wanted)
+    assert sorted(grids) == sorted(wanted)
+    assert {grid.shape for grid in grids.values()} == {(6, 6)}
+
+
+def test_an_image_without_a_score_takes_no_part(registered: Registered, tmp_path: Path) -> None:
+    write_photos(tmp_path / "source/good", range(3))
+    write_photos(tmp_path / "source/bent", range(3, 5))
+    (tmp_path / "source/good/cut.png").write_bytes((tmp_path / "source/good/000.png").read_bytes()[:200])
+    ingest_source.fn(registered.store.uri, "cut", str(tmp_path / "source"), "folders", False)
+    score(registered.store, registered, "cut")
+    write_photos(tmp_path / "source/good", range(8, 10))  # listed, and not scored yet
+    ingest_source.fn(registered.store.uri, "cut", str(tmp_path / "source"), "folders", False)
+    table, _ = evaluate_collection.fn(registered.store.uri, "cut", registered.model)
+    assert (table[0].images, table[0].anomalous) == (5, 2)
+
+
+def test_anomalous_images_without_a_mask_take_part_in_image_metrics_alone(
+    registered: Registered, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "source", range(6))
+    mask = Image.new("L", (60, 40))
+    mask.paste(255, (10, 10, 30, 30))
+    mask.save(tmp_path / "source/mask.png")
+    (tmp_path / "source/labels.csv").write_text(
+        "image,label,mask\n000.png,0,\n001.png,0,\n002.png,1,mask.png\n003.png,1,\n004.png,,\n"
+    )
+    ingest_source.fn(registered.store.uri, "some", str(tmp_path / "source"), "labels", False)
+    score(registered.store, registered, "some")
+    (found, _), _ = evaluate_collection.fn(registered.store.uri, "some", registered.model)
+    rows = read_manifest(registered.store, "some").rows.set_index("uri")
+    images = [rows.loc[f"file://{tmp_path}/source/00{n}.png", "image_id"] for n in range(3)]
+    grids = read_grids(registered.store, "some", registered.model, images)
+    maps = upsample(torch.from_numpy(np.stack([grids[image] for image in images])), 96, 4.0).numpy()
+    truth = np.stack([np.zeros((96, 96), bool)] * 2 + [preprocess_mask(mask, 96)])
+    assert (found.images, found.anomalous) == (4, 2)
+    assert found.pixel_auroc == pytest.approx(pixel_metrics(truth, maps)["auroc"])
+
+
+def test_any_class_name_can_be_logged(registered: Registered, tmp_path: Path) -> None:
+    names = ["a+b (ü)", "..", "a//b", "/x/", "nut:1", "mean"]
+    write_photos(tmp_path / "source", range(2 * len(names)))
+    lines = [f"{2 * i + label:03d}.png,{label},{name}" for i, name in enumerate(names) for label in (0, 1)]
+    (tmp_path / "source/labels.csv").write_text("\n".join(["image,label,class", *lines]), encoding="utf-8")
+    ingest_source.fn(registered.store.uri, "odd", str(tmp_path / "source"), "labels", False)
+    score(registered.store, registered, "odd")
+    table, run_id = evaluate_collection.fn(registered.store.uri, "odd", registered.model)
+    assert sorted(row.class_name for row in table[:-1]) == sorted(names)
+    metrics = MlflowClient().get_run(run_id).data.metrics
+    assert sum(metric.startswith("image_auroc/") for metric in metrics) == len(names)
+    assert metrics["image_auroc"] == pytest.approx(np.mean([row.image_auroc for row in table[:-1]]))
+
+
+def test_a_mask_that_vanished_is_named(scored: Registered, tmp_path: Path) -> None:
+    (tmp_path / "source/nut/ground_truth/hole/010_mask.png").unlink()
+    with pytest.raises(InputError, match=r"010_mask\.png does not exist any more"):
+        evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from models import Detector
 from models.prompts import PromptLearner
@@ -14,6 +16,7 @@ from tasks.registry import (
     CHAMPION_URI,
     ModelVersion,
     bundle_folder,
+    champion_version,
     open_detector,
     register_bundle,
     resolve_model,
@@ -25,13 +28,21 @@ from tests.models import seeded
 
 
 @pytest.fixture(scope="module")
-def two_versions(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Store, list[ModelVersion]]:
+def two_versions(
+    tmp_path_factory: pytest.TempPathFactory, bundle: Path, empty_database: Path
+) -> tuple[Store, list[ModelVersion]]:
     store = Store(str(tmp_path_factory.mktemp("registry")))
+    shutil.copy(empty_database, store.uri)
     versions = []
     for _ in range(2):
         with tracked_run(store, "train", {"epochs": 1}) as run_id:
             versions.append(register_bundle(store, bundle, run_id, "of the tests"))
     return store, versions
+
+
+@pytest.fixture
+def store(tracked_store: Store) -> Store:
+    return tracked_store
 
 
 def test_the_first_version_is_the_champion_and_stays_it(two_versions) -> None:
@@ -53,11 +64,10 @@ def test_the_bundle_that_is_loaded_is_the_one_that_was_registered(two_versions, 
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in bundle.iterdir()}
 
 
-def test_a_bundle_that_was_tampered_with_is_refused(tmp_path: Path, bundle: Path) -> None:
-    store = Store(str(tmp_path))
+def test_a_bundle_that_was_tampered_with_is_refused(store: Store, bundle: Path) -> None:
     with tracked_run(store, "train", {}) as run_id:
         version = register_bundle(store, bundle, run_id, "of the tests")
-    (config,) = (tmp_path / "mlartifacts").rglob("config.json")
+    (config,) = (Path(store.uri) / "mlartifacts").rglob("config.json")
     config.write_text(config.read_text().replace('"sigma": 4.0', '"sigma": 5.0'))
     with pytest.raises(InputError, match="registered is"):
         open_detector(store, version)
@@ -115,3 +125,43 @@ def test_scores_are_the_same_through_registry_and_folder(two_versions, bundle: P
     registered = open_detector(two_versions[0], two_versions[1][0], device="cpu")(images)
     local = open_detector(store, resolve_model(store, str(shutil.copytree(bundle, store.uri + "/copy"))), device="cpu")
     assert torch.equal(registered.score, local(images).score)
+
+
+def test_a_bundle_folder_that_changed_since_it_was_resolved_is_refused(
+    tmp_path: Path, bundle: Path, store: Store
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    model = resolve_model(store, str(folder))
+    (folder / "text_features.safetensors").write_bytes((folder / "prompts.safetensors").read_bytes())
+    with pytest.raises(InputError, match="has SHA-256"):
+        open_detector(store, model)
+
+
+def test_a_registry_that_cannot_be_reached_is_no_missing_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for one, the next version to be registered would move the champion."""
+    client = use_tracking(store)
+
+    def unreachable(*arguments: object) -> None:
+        raise MlflowException("API request failed", error_code=INTERNAL_ERROR)
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", unreachable)
+    for ask in (lambda: resolve_model(store, CHAMPION_URI), lambda: champion_version(client)):
+        with pytest.raises(MlflowException, match="API request failed"):
+            ask()
+
+
+def test_each_store_has_its_own_registry_in_one_process(two_versions, tmp_path: Path, bundle: Path) -> None:
+    store = Store(str(tmp_path / "a store, 100% + #1 größe"))
+    with tracked_run(store, "train", {}) as run_id:
+        version = register_bundle(store, bundle, run_id, "of the tests")
+    assert version.version == "1"
+    assert open_detector(store, version).config.image_size == 96
+    assert (tmp_path / "a store, 100% + #1 größe" / "mlflow.db").is_file()
+    assert resolve_model(two_versions[0], "models:/anomalyclip/2") == two_versions[1][1]
+
+
+def test_a_run_that_fails_is_marked_as_failed(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), tracked_run(store, "train", {"epochs": 1}) as run_id:
+        raise ZeroDivisionError
+    run = use_tracking(store).get_run(run_id)
+    assert (run.info.status, run.data.params) == ("FAILED", {"epochs": "1"})
