@@ -1,0 +1,70 @@
+"""Runs that are killed or stopped: nothing is lost, nothing is scored twice, the bytes are those of a quiet run."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import Command, start, write_images
+
+KINDS = ("scores", "maps", "masks")
+
+
+def written(store: Path) -> dict[str, bytes]:
+    collection = store / "collections/parts"
+    files = [path for kind in KINDS for path in (collection / kind).rglob("*") if path.is_file()]
+    return {str(path.relative_to(collection)): path.read_bytes() for path in files}
+
+
+def forget_scores(store: Path) -> None:
+    for kind in KINDS:
+        shutil.rmtree(store / "collections/parts" / kind, ignore_errors=True)
+
+
+def scoring(tmp_path: Path) -> "subprocess.Popen[str]":
+    """`score` with small shards, returned as soon as the first of them is committed."""
+    process = start("score", "--collection", "parts", "--shard-size", "4", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "store/collections/parts").glob("scores/*/part-*.parquet")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.fixture
+def collection(anomalyclip: Command, tmp_path: Path) -> dict[str, bytes]:
+    """160 images and a model; returns what a quiet run writes."""
+    write_images(tmp_path / "images", range(160), size=64)
+    anomalyclip("ingest", "images", "--collection", "parts", "--layout", "folders")
+    anomalyclip("train", "--collection", "parts", "--epochs", "1")
+    anomalyclip("score", "--collection", "parts", "--shard-size", "4")
+    quiet = written(tmp_path / "store")
+    forget_scores(tmp_path / "store")
+    return quiet
+
+
+def test_a_run_that_was_killed_is_finished_by_the_next_one(anomalyclip: Command, collection, tmp_path: Path):
+    process = scoring(tmp_path)
+    process.kill()
+    process.wait()
+    done = len(list((tmp_path / "store/collections/parts").glob("scores/*/part-*.parquet")))
+    assert 0 < done < 40
+    summary = anomalyclip("score", "--collection", "parts", "--shard-size", "4", "--json").json
+    assert summary["already_scored"] == 4 * done
+    assert summary["scored"] == 160 - 4 * done
+    assert written(tmp_path / "store") == collection
+
+
+def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(anomalyclip: Command, collection, tmp_path: Path):
+    process = scoring(tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command to go on" in err
+    assert "Traceback" not in err
+    anomalyclip("score", "--collection", "parts", "--shard-size", "4")
+    assert written(tmp_path / "store") == collection
