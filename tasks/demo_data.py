@@ -61,17 +61,21 @@ def png(pixels: np.ndarray) -> bytes:
 
 @task(name="copy solar cells", cache_policy=NO_CACHE)
 def copy_solar_cells(store: str, per_label: int, seed: int = 0) -> str:
-    """Write photographs of functional and of defective solar cells (ELPV, both labels certain) to `good` and `defective`."""
+    """Write photographs of functional and of defective solar cells (ELPV, both labels certain) to `good` and `defective`.
+
+    What exists is not written again, so that another demo on the same store has nothing to score.
+    """
     try:
         package = files("elpv_dataset") / "data"
     except ModuleNotFoundError as error:
         raise InputError("the demo needs the package elpv-dataset: pip install 'anomalyclip-batch[demo]'") from error
     lines = [line.split() for line in (package / "labels.csv").read_text().splitlines() if line.strip()]
     folder, target = f"demo/solar-cells-{per_label}", Store(store)
-    rng = np.random.default_rng(seed)
+    rng, existing = np.random.default_rng(seed), set(target.find(folder))
     for label, certainty in (("good", 0.0), ("defective", 1.0)):
         names = [name for name, probability, _ in lines if float(probability) == certainty]
         for name in rng.choice(names, min(per_label, len(names)), replace=False):
-            data = (package / str(name)).read_bytes()
-            target.write(data, folder, label, str(name).rpartition("/")[2])
+            file = str(name).rpartition("/")[2]
+            if f"{label}/{file}" not in existing:
+                target.write((package / str(name)).read_bytes(), folder, label, file)
     return target.uri_of(folder)

@@ -1,5 +1,6 @@
 """Training material, cached features, and learning that goes on where it was killed."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,17 @@ from tasks.backbones import make_geometry, open_backbone
 from tasks.errors import InputError
 from tasks.features import CachedFeatures, compute_features, open_features, training_material
 from tasks.manifest import ingest_source
+from tasks.registry import CHAMPION_URI, resolve_model, use_tracking
 from tasks.store import Store
 from tasks.training import EpochLoss, TrainingPlan, learn, learn_prompts, split_by_class
 from tests.tasks.conftest import photo, write_photos
 
 GEOMETRY = make_geometry("embedded", 96)
+
+
+@pytest.fixture
+def store(tracked_store: Store) -> Store:
+    return tracked_store
 
 
 @pytest.fixture
@@ -117,6 +124,50 @@ def test_learning_lowers_the_loss_and_depends_on_the_seed(store: Store, source: 
     other, _ = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1, seed=3), features)
     assert later.total < loss.total
     assert len({first.digest, longer.digest, other.digest}) == 3
+
+
+def test_losses_and_what_was_trained_are_in_the_run_of_the_registered_version(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+    model, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=2), features)
+    client = use_tracking(store)
+    run = client.get_run(client.get_model_version(model.name, model.version).run_id)
+    assert run.info.status == "FINISHED"
+    assert (run.data.params["collections"], run.data.params["images"], run.data.params["epochs"]) == ("nut", "11", "2")
+    curve = client.get_metric_history(run.info.run_id, "loss_total")
+    assert [point.step for point in curve] == [1, 2]
+    assert curve[-1].value == loss.total
+    assert resolve_model(store, CHAMPION_URI) == model
+
+
+def test_two_trainings_at_once_share_their_features(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(compute_features.fn, store.uri, ["nut"], "embedded", GEOMETRY) for _ in range(2)]
+        keys = {job.result() for job in jobs}
+    assert [path.name for path in (Path(store.uri) / "cache/features").iterdir()] == list(keys)
+
+
+def test_features_that_cannot_be_finished_leave_nothing_behind(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    (source / "ground_truth/hole/020_mask.png").write_text("no image any more")
+    with pytest.raises(InputError, match=r"020_mask\.png cannot be read"):
+        compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+    assert list((Path(store.uri) / "cache/features").iterdir()) == []
+
+
+def test_images_of_which_none_can_be_read_are_refused(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    for path in source.rglob("test/*/*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match="none of the labelled images can be read"):
+        compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+
+
+def test_a_collection_without_labels_cannot_train(store: Store, source: Path) -> None:
+    ingest(store, source, "flat")
+    with pytest.raises(InputError, match="nut has 0 normal and 0 anomalous ones"):
+        compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
 
 
 @pytest.mark.parametrize("kept", ["good", "hole"])
