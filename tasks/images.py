@@ -1,8 +1,11 @@
 """From the bytes of an object to an image, or to the reason why there is none."""
 
 import io
+import threading
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -13,6 +16,7 @@ from tasks.store import read_uri
 SUFFIXES = frozenset(Image.registered_extensions()) | {".svg", ".heic", ".heif", ".dcm", ".raw", ".nef", ".cr2", ".dng"}
 SUFFIXES = SUFFIXES - {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}
 FORMATS = sorted(set(Image.OPEN) - {"EPS"})  # Pillow hands PostScript to an interpreter
+HUGE = 16_000_000  # pixels; larger images are handled one at a time, or the threads that read need all memory
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
 
 
@@ -76,10 +80,24 @@ def viewed(image: Image.Image) -> Image.Image:
         raise UnreadableImage("unsupported", f"mode {image.mode}: {error}") from error
 
 
+_decoding = threading.Lock()
+
+
+def alone_if_huge(pixels: int, lock: threading.Lock = _decoding) -> AbstractContextManager[Any]:
+    """What to hold while an image of so many pixels is in memory."""
+    return lock if pixels > HUGE else nullcontext()
+
+
 def read_header(data: bytes) -> Header:
     """Raises UnreadableImage for whatever cannot be scored: the image is decoded, so that damage is found."""
-    image = decode_image(data)
-    return Header(*viewed(image).size, image.mode)
+    with alone_if_huge(count_pixels(data)):
+        image = decode_image(data)
+        return Header(*viewed(image).size, image.mode)
+
+
+def count_pixels(data: bytes) -> int:
+    width, height = open_image(data).size
+    return width * height
 
 
 def read_mask(uri: str) -> Image.Image:

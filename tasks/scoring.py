@@ -30,7 +30,7 @@ from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
 from tasks.errors import InputError
-from tasks.images import UnreadableImage, decode_image, viewed
+from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
 from tasks.progress import Stopped, advance
@@ -259,13 +259,18 @@ def read_ahead(
 def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:
     """Read, decode and prepare one object version; a store that fails raises, an image that is bad is returned as such."""
     try:
-        image = viewed(decode_image(read_version(row)))
-        return Pixels(to_square(image, image_size), image.height, image.width)
+        data = read_version(row)
+        with alone_if_huge(count_pixels(data)):
+            image = viewed(decode_image(data))
+            return Pixels(to_square(image, image_size), image.height, image.width)
     except UnreadableImage as error:
         return error
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
+
+
+_cutting = threading.Lock()
 
 
 def finish_row(output: Output, row: dict[str, Any], result: ScoredImage | UnreadableImage) -> dict[str, Any]:
@@ -275,10 +280,11 @@ def finish_row(output: Output, row: dict[str, Any], result: ScoredImage | Unread
     }
     if isinstance(result, UnreadableImage):
         return base | {"error_kind": result.kind, "error_detail": result.detail}
-    anomaly_map = map_at(result.grid, result.height, result.width, output.image_size, output.sigma)
-    mask = anomaly_map > output.map_threshold
-    mask_uri = output.write_mask(row["image_id"], mask) if mask.any() else None
-    regions = [region._asdict() for region in find_regions(mask, anomaly_map)]
+    with alone_if_huge(result.height * result.width, _cutting):
+        anomaly_map = map_at(result.grid, result.height, result.width, output.image_size, output.sigma)
+        mask = anomaly_map > output.map_threshold
+        mask_uri = output.write_mask(row["image_id"], mask) if mask.any() else None
+        regions = [region._asdict() for region in find_regions(mask, anomaly_map)]
     return base | {"score": result.score, "mask_uri": mask_uri, "regions": regions}
 
 

@@ -1,8 +1,11 @@
 """Exactly once, whatever dies: shards, their bytes, and a row for every bad image."""
 
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from models.maps import map_at
+from tasks import scoring
 from tasks.manifest import ingest_source, read_manifest, records
 from tasks.registry import ModelVersion
 from tasks.scoring import Shard, plan_shards, score_shard, scores_folder
@@ -341,3 +345,32 @@ def test_regions_are_those_of_the_mask(store, source, model, monkeypatch) -> Non
             assert peaks == sorted(peaks, reverse=True)
             checked += 1
     assert checked
+
+
+@pytest.mark.parametrize("huge", [True, False])
+def test_huge_images_are_in_memory_one_at_a_time(huge: bool, store, source, model, monkeypatch) -> None:
+    if huge:
+        monkeypatch.setattr("tasks.images.HUGE", 100)
+    together: dict[str, list[int]] = {"to_square": [], "find_regions": []}
+    for name, seen in together.items():
+        monkeypatch.setattr(f"tasks.scoring.{name}", counted(getattr(scoring, name), seen))
+    ingest(store, source)
+    score(store, model, 100)
+    assert [max(seen) == 1 for seen in together.values()] == [huge, huge]
+    assert [len(seen) for seen in together.values()] == [10, 10]
+
+
+def counted(function: Callable[..., Any], seen: list[int]) -> Callable[..., Any]:
+    """The function, noting at each call how many calls there are at that moment."""
+    inside: list[None] = []
+
+    def call(*arguments: Any) -> Any:
+        inside.append(None)
+        time.sleep(0.02)
+        seen.append(len(inside))
+        try:
+            return function(*arguments)
+        finally:
+            inside.pop()
+
+    return call
