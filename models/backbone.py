@@ -70,12 +70,6 @@ class Backbone(nn.Module):
         """
         return encode_image(self.clip.visual, self.positions, images, feature_layers, dpam_layers)
 
-    def drop_text_tower(self) -> "Backbone":
-        """Free the text tower (a bundle holds the text features); returns self."""
-        for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):
-            setattr(self.clip, name, None)
-        return self
-
 
 def encode_image(
     visual: Any, positions: Tensor, images: Tensor, feature_layers: Sequence[int], dpam_layers: int
@@ -224,39 +218,62 @@ def build_backbone(
     Values may be tensors or numpy arrays of any float type; they are held in fp32. Raises ValueError where keys or shapes
     do not fit the config, or where it is not a plain CLIP ViT.
     """
+    config = copy.deepcopy(dict(open_clip_config))
+    tensors = {name: tensor.float() for name, tensor in learned(state_dict).items()}
+    return Backbone(build_clip(config, tensors), config, image_size, spec, weights_digest(tensors))
+
+
+def learned(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a state dict, without what older archives hold beside them."""
+    beside = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+    return {name: torch.as_tensor(value) for name, value in state_dict.items() if name not in beside}
+
+
+def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], text_tower: bool = True) -> Any:
+    """open_clip's module around the given tensors, which are not copied."""
     from open_clip.model import CLIP
 
-    config = copy.deepcopy(dict(open_clip_config))
     check_plain_vit(config)
-    tensors = {
-        name: torch.as_tensor(value).float()
-        for name, value in state_dict.items()
-        if name not in ("input_resolution", "context_length", "vocab_size", "attn_mask")
-    }
     arguments = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
     with torch.device("meta"):
-        clip = CLIP(**arguments)
+        clip: Any = CLIP(**arguments)
+    if not text_tower:
+        for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):
+            setattr(clip, name, None)
     try:
         clip.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit the model config: {error}") from error
     mask = torch.full((clip.context_length, clip.context_length), float("-inf")).triu_(1)
     clip.attn_mask = mask  # a buffer without weights: rebuilt, because the modules were made on the meta device
-    return Backbone(clip, config, image_size, spec, weights_digest(tensors))
+    return clip
 
 
-def load_backbone(spec: str, image_size: int | None = None) -> Backbone:
+def load_backbone(spec: str, image_size: int | None = None, text_tower: bool = True) -> Backbone:
     """Load `embedded`, or `<open_clip model>:<pretrained tag or local path>`, at a square image_size (default: its own).
 
     Local weights are safetensors, OpenAI's TorchScript archive, or a plain state dict (read with weights_only=True).
-    Raises ValueError with what to do: unknown model, missing file, weights that do not fit, OpenAI weights with a model
-    name that would compute exact instead of quick GELU, no network for a hub tag.
+    Without the text tower, which is enough to score with a bundle, the file is read twice, once for its digest, and never
+    held whole. Raises ValueError with what to do: unknown model, missing file, weights that do not fit, OpenAI weights
+    with a model name that would compute exact instead of quick GELU, no network for a hub tag.
     """
+    config, state_dict = config_and_weights(spec)
+    image_size = image_size or int(config["vision_cfg"]["image_size"])
+    if text_tower:
+        return build_backbone(config, state_dict, image_size, spec)
+    digest = weights_digest(learned(state_dict))
+    del state_dict  # all its tensors keep the mapped file in memory together
+    state_dict = config_and_weights(spec)[1]
+    tensors = {name: state_dict[name].float() for name in state_dict if name.startswith(("visual.", "logit_scale"))}
+    return Backbone(build_clip(config, tensors, text_tower=False), config, image_size, spec, digest)
+
+
+def config_and_weights(spec: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """open_clip config and state dict of a backbone spec; ValueError as load_backbone has it."""
     if spec == EMBEDDED:
         from models.embedded import embedded_weights
 
-        config, tensors = embedded_weights()
-        return build_backbone(config, tensors, image_size or config["vision_cfg"]["image_size"], spec)
+        return embedded_weights()
     name, separator, source = spec.partition(":")
     if not separator or not source:
         raise ValueError(f"backbone {spec!r} is neither 'embedded' nor '<open_clip model>:<pretrained tag or path>'")
@@ -265,7 +282,7 @@ def load_backbone(spec: str, image_size: int | None = None) -> Backbone:
     tensors, from_openai = read_weights(name, source)
     if from_openai and not config.get("quick_gelu"):
         raise ValueError(f"OpenAI's weights need quick GELU: use '{name}-quickgelu:{source}' instead of '{spec}'")
-    return build_backbone(config, tensors, image_size or config["vision_cfg"]["image_size"], spec)
+    return config, tensors
 
 
 def check_plain_vit(config: Mapping[str, Any]) -> None:

@@ -184,7 +184,7 @@ def load_detector(
     from safetensors.torch import load_file
 
     config = read_bundle_config(bundle_dir)
-    backbone = backbone or load_backbone(config.backbone, config.image_size)
+    backbone = backbone or load_backbone(config.backbone, config.image_size, text_tower=False)
     if backbone.weights_sha256 != config.weights_sha256:
         raise ValueError(
             f"the bundle was made on other weights: it needs SHA-256 {config.weights_sha256[:16]}…, "

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from benchmarks import published_form
 from models.backbone import Backbone, build_backbone, linear, load_backbone, multi_head_attention
+from models.prompts import PromptLearner
 from tests.models import seeded
 from tests.models.conftest import DPAM_LAYERS, FEATURE_LAYERS, IMAGE_SIZE, relative_error
 
@@ -108,6 +109,21 @@ def test_safetensors_and_plain_state_dict_load_to_the_same_weights(b32_state, tm
     digests = {load_backbone(f"ViT-S-32-alt:{tmp_path / name}").weights_sha256 for name in
                ("weights.safetensors", "weights.pt")}  # fmt: skip
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_without_the_text_tower_digest_and_features_are_the_same(b32_state, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    half = {name: value.half() for name, value in b32_state.items()}
+    save_file(half, path) if suffix == "safetensors" else torch.save(half, path)
+    whole, vision = (load_backbone(f"ViT-S-32-alt:{path}", 64, text_tower=both) for both in (True, False))
+    assert vision.weights_sha256 == whole.weights_sha256
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(vision.encode_image(images, (8,), 6).image, whole.encode_image(images, (8,), 6).image)
+    assert not [name for name in vision.state_dict() if not name.startswith(("clip.visual.", "clip.logit_scale"))]
+    with pytest.raises(ValueError, match="loaded without its text tower"):
+        PromptLearner(vision)
 
 
 def test_half_precision_weights_are_held_in_fp32(b32_state, tmp_path: Path) -> None:

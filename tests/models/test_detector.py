@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import published_form
 from models import Detector, load_detector
+from models.backbone import load_backbone
 from models.detector import bundle_digest, in_precision
 from models.prompts import PromptLearner
 from tests.models import seeded
@@ -116,6 +117,15 @@ def test_a_saved_bundle_scores_with_the_same_bits(
     for before, after in zip(small_detector(golden_images), loaded(golden_images), strict=True):
         assert torch.equal(before, after)
     assert loaded.config == small_detector.config
+
+
+def test_a_bundle_opens_its_own_backbone_without_the_text_tower(tmp_path: Path) -> None:
+    backbone = load_backbone("embedded", 64)
+    detector = Detector.build(backbone, PromptLearner(backbone), 64, (6,), 4)
+    loaded = load_detector(detector.save(tmp_path / "bundle"), device="cpu")
+    images = torch.randn(2, 3, 64, 64)
+    for before, after in zip(detector(images), loaded(images), strict=True):
+        assert torch.equal(before, after)
 
 
 def test_a_bundle_is_small_and_holds_no_weights_of_the_backbone(small_detector, tmp_path: Path) -> None:
