@@ -1,0 +1,263 @@
+"""How fast the detector is and how near to the machine's limit: `python -m benchmarks.detector [--quick] [--json FILE]`.
+
+For ViT-L/14@336 at 518 pixels (seeded weights) and for the embedded backbone it measures
+
+- the GEMM ceiling: GFLOP/s of the four products of a block at the model's own shapes, fp32 and bf16, the better of torch's
+  default and the detector's own call;
+- seconds an image by batch size and precision, from uint8 pixels in memory to scores and patch grids;
+- the share of the ceiling: the floating-point operations of all products (skipped ones not counted) in that time;
+- the same for the published form (published_form.py: explicit attention in both streams, nothing skipped), the yardstick;
+- peak memory, loading included. Each configuration has a process of its own, so that nothing else is in that number.
+
+It does not measure reading and preparing images. Other work on the machine makes every number worse: the load average
+is in the JSON.
+
+On a GPU (`--device cuda`, the default where there is one) results are read while the next batch runs, as in scoring. An
+H100 should take 2 to 4 ms an image in bf16 at batch 8 and above: 1.18 TFLOP at 500 TFLOP/s are 2.4 ms, and what lies
+between the products (norms, residuals, GELU, conversions) moves some 2 GB, 0.7 ms. To check, run
+`python -m benchmarks.detector --device cuda --batches 8 32`: a share of the ceiling below 0.5 means that the device waits,
+and `nsys profile` of the same command must show no gap between batches.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks import published_form
+from models import Detector, load_detector
+from models.backbone import Backbone, linear, load_backbone
+from models.detector import PRECISIONS, read_bundle_config, resolve_device
+from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE
+from models.preprocess import normalise
+from models.prompts import PromptLearner
+from models.stream import score_stream
+from tests.models import seeded
+
+VIT_L, EMBEDDED = "ViT-L-14-336-quickgelu", "embedded"
+DETECTOR, PUBLISHED = "detector", "published form"
+SHORTEST = 3.0  # seconds that a measurement lasts, unless two runs take longer
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    implementation: str
+    precision: str
+    batch: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the number of operations depends on; tokens with the class token, embed: the joint space's width."""
+
+    tokens: int
+    patch: int
+    width: int
+    embed: int
+    blocks: int
+    dpam_layers: int
+
+    def products(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of a block's products with weights."""
+        c = self.width
+        return [(c, 3 * c), (c, c), (c, 4 * c), (4 * c, c)]
+
+    def gflop(self, implementation: str) -> float:
+        """Of one image; the detector computes the last block's ordinary stream for the class token alone."""
+        n, c = self.tokens, self.width
+        attention = 4 * n * n * c  # q k^T and its product with v
+        block = sum(2 * n * i * o for i, o in self.products()) + attention
+        vv_path = 2 * n * c * c + attention
+        skipped = (n - 1) * (2 * c * 10 * c + 4 * n * c) if implementation == DETECTOR else 0  # q, out, MLP; attention
+        ends = 2 * n * c * (3 * self.patch**2 + self.embed)  # patch embedding, projection of one feature layer
+        return (self.blocks * block + self.dpam_layers * vv_path + ends - skipped) / 1e9
+
+
+# --- in processes of their own ----------------------------------------------------------------------------------------
+
+
+def make_bundle(model: str, folder: Path) -> Shape:
+    """Write a bundle with fresh prompts, and the seeded weights that it names where the model does not ship."""
+    if model == EMBEDDED:
+        backbone, depth, dpam_layers = load_backbone(EMBEDDED, IMAGE_SIZE), 6, DPAM_LAYERS
+    else:
+        backbone, depth, dpam_layers = seeded_vit_l(folder / "weights.safetensors"), 24, 19
+    prompts = PromptLearner(backbone, generator=torch.Generator().manual_seed(0))
+    Detector.build(backbone, prompts, backbone.image_size, (depth,), dpam_layers).save(folder / "bundle")
+    width = backbone.config["vision_cfg"]["width"]
+    return Shape(backbone.grid**2 + 1, backbone.patch_size, width, backbone.embed_dim, depth, dpam_layers)
+
+
+def seeded_vit_l(path: Path) -> Backbone:
+    from safetensors.numpy import save_file
+
+    save_file(seeded.weights(seeded.VIT_L_14_336), path)
+    return load_backbone(f"{VIT_L}:{path}", image_size=518)
+
+
+def measure_ceiling(shape: Shape, precision: str, batch: int, device: str) -> float:
+    """GFLOP/s of a block's products on (batch x tokens, inputs) activations, the faster of two ways of calling them."""
+    dtype, where = PRECISIONS[precision], resolve_device(device)
+    best = {}
+    for call in (F.linear, linear):
+        seconds = operations = 0.0
+        for inputs, outputs in shape.products():
+            x, weight, bias = (
+                torch.randn(*size, device=where).to(dtype)
+                for size in ((batch * shape.tokens, inputs), (outputs, inputs), (outputs,))
+            )
+            seconds += best_seconds(lambda: call(x, weight, bias), where, SHORTEST / 10)  # noqa: B023
+            operations += 2 * batch * shape.tokens * inputs * outputs
+        best[call] = operations / seconds / 1e9
+    return max(best.values())
+
+
+def measure(case: Case, bundle: Path, device: str) -> dict[str, float]:
+    """Seconds an image and peak memory (GB) of one configuration."""
+    where = resolve_device(device)
+    size = read_bundle_config(bundle).image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (case.batch, size, size, 3), np.uint8)
+    if case.implementation == PUBLISHED:
+        call, batches = published_call(bundle, pixels), 1
+    else:
+        detector, batches = load_detector(bundle, device, case.precision), 8 if where.type == "cuda" else 1
+        call = lambda: list(score_stream(detector, [pixels] * batches))  # noqa: E731
+    seconds = best_seconds(call, where, SHORTEST) / batches / case.batch
+    memory = {"peak_memory_gb": peak_memory_gb()}
+    if where.type == "cuda":
+        memory["device_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return {"seconds_an_image": seconds} | memory
+
+
+def published_call(bundle: Path, pixels: np.ndarray) -> Callable[[], Any]:
+    config = read_bundle_config(bundle)
+    backbone = load_backbone(config.backbone, config.image_size)
+    text = load_detector(bundle, "cpu", backbone=backbone).text_features
+    layers = list(config.feature_layers)
+    return lambda: published_form.detect(backbone, text, normalise(pixels), layers, config.dpam_layers, config.sigma)
+
+
+@torch.inference_mode()
+def best_seconds(call: Callable[[], Any], device: torch.device, shortest: float) -> float:
+    """The shortest of at least two runs; the first also warms up."""
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < shortest and len(times) < 50):
+        before = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - before)
+    return min(times)
+
+
+def peak_memory_gb() -> float:
+    """Of this process. Not ru_maxrss where /proc is at hand: a spawned process inherits its parent's there."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def in_its_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def benchmark(model: str, batches: Sequence[int], precisions: Sequence[str], device: str) -> list[dict[str, Any]]:
+    """One row a configuration, the yardstick first; progress goes to standard error."""
+    cases = [Case(model, PUBLISHED, "fp32", 1)]
+    cases += [Case(model, DETECTOR, precision, batch) for precision in precisions for batch in batches]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        shape = in_its_own_process(make_bundle, model, Path(folder))
+        ceilings = {
+            (precision, batch): in_its_own_process(measure_ceiling, shape, precision, batch, device)
+            for precision, batch in {(case.precision, case.batch) for case in cases}
+        }
+        for case in cases:
+            measured = in_its_own_process(measure, case, Path(folder) / "bundle", device)
+            speed = shape.gflop(case.implementation) / measured["seconds_an_image"]
+            ceiling = ceilings[case.precision, case.batch]
+            row = asdict(case) | measured | {"gflop_an_image": shape.gflop(case.implementation), "gflop_s": speed}
+            yardstick = rows[0] if rows else row
+            row |= {"ceiling_gflop_s": ceiling, "share_of_ceiling": speed / ceiling}
+            row["times_as_fast"] = yardstick["seconds_an_image"] / row["seconds_an_image"]
+            rows.append(row)
+            print(f"{model}, {case.implementation}, {case.precision}, batch {case.batch}: done", file=sys.stderr)
+    return rows
+
+
+def machine(device: str) -> dict[str, Any]:
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if (
+        cpu.exists()
+    ) else [platform.processor()]  # fmt: skip
+    where = resolve_device(device)
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "load_average_before": os.getloadavg()[0],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table."""
+    columns = {
+        "model": "model", "implementation": "implementation", "precision": "precision", "batch": "batch",
+        "seconds_an_image": "s an image", "gflop_s": "GFLOP/s", "ceiling_gflop_s": "GEMM ceiling",
+        "share_of_ceiling": "share", "times_as_fast": "times as fast", "peak_memory_gb": "peak GB",
+    }  # fmt: skip
+    digits = {"seconds_an_image": 4, "gflop_s": 0, "ceiling_gflop_s": 0}
+
+    def cell(row: dict[str, Any], column: str) -> str:
+        value = row[column]
+        return f"{value:.{digits.get(column, 2)}f}" if isinstance(value, float) else str(value)
+
+    lines = [list(columns.values()), ["---"] * len(columns), *([cell(row, c) for c in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of the detector against the machine's limit.")
+    parser.add_argument("--quick", action="store_true", help="batch 1 alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    parser.add_argument("--models", nargs="+", choices=(VIT_L, EMBEDDED), default=[EMBEDDED, VIT_L])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=["fp32", "bf16"])
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    found, rows = machine(options.device), []
+    for model in options.models:
+        if model == EMBEDDED and not (FOLDER / "weights.safetensors").exists():
+            print("the embedded backbone's weights are not there: skipped", file=sys.stderr)
+            continue
+        rows += benchmark(model, [1] if options.quick else options.batches, options.precisions, options.device)
+    print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items()), table(rows), sep="\n\n")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": found, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
