@@ -9,6 +9,7 @@ A layout reads the listing of a source and gives entries; it opens no image. Mas
 """
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,6 +123,7 @@ def etag_of(filesystem: Any, info: Mapping[str, Any]) -> str:
         if info.get(key):
             return str(info[key]).strip('"')
     time = info["mtime"] if isinstance(filesystem, LocalFileSystem) else info.get("created") or info.get("mtime") or ""
+    time = time.timestamp() if isinstance(time, datetime) else time
     return f"{round(time * 1e6):x}-{info['size']:x}" if isinstance(time, float) else f"{time}-{info['size']:x}"
 
 
@@ -129,18 +131,25 @@ def read_version(row: Mapping[str, Any]) -> bytes:
     """The bytes of the listed version; raises UnreadableImage where the object is gone or is another one by now."""
     filesystem, path = open_filesystem(row["uri"])
     try:
-        if isinstance(filesystem, LocalFileSystem) and etag_of(filesystem, filesystem.info(path)) != row["etag"]:
-            raise UnreadableImage("changed", "the object is not the version that was listed")
         data = bytes(filesystem.cat_file(path))
+        if not is_version(filesystem, path, data, row["etag"]):
+            raise UnreadableImage("changed", "the object is not the version that was listed")
     except FileNotFoundError:
         raise UnreadableImage("missing", "the object vanished after it was listed") from None
+    except IsADirectoryError:
+        raise UnreadableImage("changed", "the object is a folder by now") from None
     except PermissionError as error:
         if not isinstance(filesystem, LocalFileSystem):
             raise  # that is the credentials, not this object
         raise UnreadableImage("unreadable", str(error)) from error
-    if len(data) != row["size"]:
-        raise UnreadableImage("changed", f"the object has {len(data)} bytes, {row['size']} were listed")
     return data
+
+
+def is_version(filesystem: Any, path: str, data: bytes, etag: str) -> bool:
+    """Most ETags are the MD5 of the bytes; where this one is not, the store is asked again."""
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() == etag:
+        return True
+    return etag_of(filesystem, filesystem.info(path, refresh=True)) == etag
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

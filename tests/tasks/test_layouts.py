@@ -2,14 +2,18 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from tasks.errors import InputError
 from tasks.images import UnreadableImage
 from tasks.layouts import Entry, StoredObject, read_layout, read_version
+from tasks.store import Store
 from tests.tasks.conftest import photo
 
 
@@ -205,6 +209,54 @@ def test_what_was_listed_is_told_from_what_is_there_now(tmp_path: Path) -> None:
     for entry, kind in zip(entries, ("missing", "changed", "changed"), strict=True):
         with pytest.raises(UnreadableImage, match=kind):
             read(entry.object)
+
+
+def test_an_object_of_a_bucket_that_was_replaced_by_one_of_its_size_is_told_from_it(memory: str) -> None:
+    bucket = Store(memory)
+    bucket.write(b"first", "a.png")
+    (entry,) = read_layout(memory, "flat", "parts")[1]
+    assert read(entry.object) == b"first"
+    bucket.write(b"other", "a.png")
+    with pytest.raises(UnreadableImage, match="changed"):
+        read(entry.object)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    filesystem = s3fs.S3FileSystem()
+    filesystem.call_s3("create_bucket", Bucket="photos")
+    yield filesystem
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_on_s3_an_etag_names_the_version_whether_it_is_an_md5_or_not(s3: s3fs.S3FileSystem) -> None:
+    s3.pipe_file("photos/md5.png", b"first")
+    upload = s3.call_s3("create_multipart_upload", Bucket="photos", Key="parts.png")["UploadId"]
+    target = {"Bucket": "photos", "Key": "parts.png", "UploadId": upload}
+    part = s3.call_s3("upload_part", **target, PartNumber=1, Body=b"first")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    s3.call_s3("complete_multipart_upload", **target, MultipartUpload=parts)
+    listed = {entry.object.name: entry.object for entry in read_layout("s3://photos", "flat", "parts")[1]}
+    assert listed["parts.png"].etag.endswith("-1")
+    assert {read(found) for found in listed.values()} == {b"first"}
+    for name in listed:
+        s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"photos/{name}", b"other")  # by somebody else
+    for found in listed.values():
+        with pytest.raises(UnreadableImage, match="changed"):
+            read(found)
+    s3fs.S3FileSystem(skip_instance_cache=True).rm_file("photos/md5.png")
+    with pytest.raises(UnreadableImage, match="missing"):
+        read(listed["md5.png"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
