@@ -189,14 +189,10 @@ def benchmark(model: str, batches: Sequence[int], precisions: Sequence[str], dev
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         shape = in_its_own_process(make_bundle, model, Path(folder))
-        ceilings = {
-            (precision, batch): in_its_own_process(measure_ceiling, shape, precision, batch, device)
-            for precision, batch in {(case.precision, case.batch) for case in cases}
-        }
         for case in cases:
+            ceiling = in_its_own_process(measure_ceiling, shape, case.precision, case.batch, device)
             measured = in_its_own_process(measure, case, Path(folder) / "bundle", device)
             speed = shape.gflop(case.implementation) / measured["seconds_an_image"]
-            ceiling = ceilings[case.precision, case.batch]
             row = asdict(case) | measured | {"gflop_an_image": shape.gflop(case.implementation), "gflop_s": speed}
             yardstick = rows[0] if rows else row
             row |= {"ceiling_gflop_s": ceiling, "share_of_ceiling": speed / ceiling}
