@@ -6,12 +6,13 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check pretrain clean
+.PHONY: help demo test check bench pretrain clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv: torch, Prefect, MLflow and the rest, some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -27,8 +28,12 @@ check: .venv/installed  ## Lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv/installed  ## Measure the detector against the machine's limit, and training against the vision tower
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.detector --json bench-detector.json
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training --json bench-training.json
+
 pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain --steps 2350
 
 clean:  ## Remove the environment and the local store
 	rm -rf .venv store

@@ -76,20 +76,25 @@ def score_all(
     store: Store, collection: str, model: ModelVersion, shards: list[Shard], workers: int, precision: str
 ) -> list[ScoredShard]:
     """A Prefect task a shard, `workers` at a time; raises after all have ended if any failed."""
+    parameters = {"store": store.uri, "collection": collection, "model": model, "precision": precision}
     runner: ThreadPoolTaskRunner[ScoredShard] = ThreadPoolTaskRunner(max_workers=workers)
-    with runner:
-        try:
-            futures = [
-                runner.submit(score_shard, {"store": store.uri, "collection": collection, "model": model,
-                                            "shard": shard, "precision": precision})
-                for shard in shards
-            ]  # fmt: skip
-            for future in futures:
-                future.wait()
-        except BaseException:
-            stopping.set()
-            raise
+    try:
+        with runner:
+            futures = [runner.submit(score_shard, parameters | {"shard": shard}) for shard in shards]
+            wait_or_stop(futures)
+    finally:
+        stopping.clear()
     return collect(futures, collection)
+
+
+def wait_or_stop(futures: Sequence[PrefectFuture[ScoredShard]]) -> None:
+    """Wait for all; where somebody interrupts that, tell the shards that are under way to stop."""
+    try:
+        for future in futures:
+            future.wait()
+    except BaseException:
+        stopping.set()
+        raise
 
 
 def collect(futures: Sequence[PrefectFuture[ScoredShard]], collection: str) -> list[ScoredShard]:

@@ -52,13 +52,13 @@ def backbone_config(spec: str) -> dict[str, Any]:
         raise InputError(f"the backbone {spec!r} cannot be loaded: {error}") from error
 
 
-def open_backbone(spec: str, image_size: int | None = None) -> Backbone:
-    """The backbone on the CPU; InputError where it cannot be had."""
+def open_backbone(spec: str, image_size: int | None = None, text_tower: bool = True) -> Backbone:
+    """The backbone on the CPU, for scoring without its text tower; InputError where it cannot be had."""
     name, _, source = spec.partition(":")
     try:
         if "://" not in source:
-            return load_backbone(spec, image_size)
-        backbone = load_backbone(f"{name}:{fetch(source)}", image_size)
+            return load_backbone(spec, image_size, text_tower)
+        backbone = load_backbone(f"{name}:{fetch(source)}", image_size, text_tower)
     except ValueError as error:
         raise InputError(f"the backbone {spec!r} cannot be loaded: {error}") from error
     backbone.spec = spec

@@ -22,6 +22,7 @@ MODEL_NAME = "anomalyclip"
 CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 EXPERIMENT = "anomalyclip"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on runs, not on traces
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of names, versions and aliases
 
 
@@ -63,7 +64,7 @@ def use_tracking(store: Store) -> MlflowClient:
     if client.get_experiment_by_name(EXPERIMENT) is None:
         location = None if given or root is None else (root / "mlartifacts").as_uri()
         try:
-            client.create_experiment(EXPERIMENT, artifact_location=location)
+            client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
         except MlflowException:
             if client.get_experiment_by_name(EXPERIMENT) is None:  # else another run was first
                 raise
@@ -153,7 +154,7 @@ def open_detector(store: Store, model: ModelVersion, device: str = "auto", preci
     with bundle_folder(store, model) as folder:
         try:
             config = read_bundle_config(folder)
-            backbone = open_backbone(config.backbone, config.image_size)
+            backbone = open_backbone(config.backbone, config.image_size, text_tower=False)
             return load_detector(folder, device=device, precision=precision, backbone=backbone)
         except ValueError as error:
             raise InputError(f"{model.uri} cannot be loaded: {error}") from error

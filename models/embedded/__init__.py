@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
-IMAGE_SIZE = 256  # the default of detectors on it; it was trained on crops of 128 and scenes of 192 pixels
+IMAGE_SIZE = 192  # the default of detectors on it: that of its last training steps
 DPAM_LAYERS = 4  # of its 6 blocks, in pre-training and in detectors
 
 

@@ -48,12 +48,12 @@ DEFECT_NAMES = tuple(DEFECTS)
 
 
 def make_chunk(job: tuple[Path, int, int]) -> None:
-    """Write one file of CHUNK scenes: images (n, 3, S, S, 3) uint8, masks (n, 2, S, S), family (n,), defect (n, 2)."""
-    path, chunk, seed = job
+    """Write one file of n scenes: images (n, 3, S, S, 3) uint8, masks (n, 2, S, S), family (n,), defect (n, 2)."""
+    path, first_seed, n = job
     if path.exists():
         return
-    names = [FAMILIES[i % len(FAMILIES)] for i in range(CHUNK)]
-    scenes = [scene(name, SCENE_SIZE, seed + chunk * CHUNK + i) for i, name in enumerate(names)]
+    names = [FAMILIES[i % len(FAMILIES)] for i in range(n)]
+    scenes = [scene(name, SCENE_SIZE, first_seed + i) for i, name in enumerate(names)]
     partial = path.with_suffix(".tmp.npz")
     np.savez(
         partial,
@@ -68,7 +68,7 @@ def make_chunk(job: tuple[Path, int, int]) -> None:
 def make_pool(folder: Path, scenes: int, seed: int) -> list[Path]:
     """Generate what is missing of the pool, on all cores; returns its files."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / f"chunk-{chunk:04d}.npz", chunk, seed) for chunk in range(-(-scenes // CHUNK))]
+    jobs = [(folder / f"chunk-{chunk:04d}.npz", seed + chunk * CHUNK, CHUNK) for chunk in range(-(-scenes // CHUNK))]
     context = multiprocessing.get_context("spawn")
     with context.Pool() as pool:
         for done, _ in enumerate(pool.imap_unordered(make_chunk, jobs), start=1):
@@ -266,7 +266,7 @@ def build_clip() -> Any:
 
 
 class Optimizers:
-    """Muon for the matrices inside the blocks (about twice as fast in images as AdamW here), AdamW for all else."""
+    """Muon for the matrices inside the blocks (with fewer images than AdamW to the same losses), AdamW for all else."""
 
     def __init__(self, clip: Any) -> None:
         inside = [p for n, p in clip.named_parameters() if "resblocks" in n and p.ndim == 2]
@@ -292,8 +292,11 @@ class Optimizers:
             part.load_state_dict(state)
 
 
-def train(pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path) -> dict[str, Tensor]:
-    """Train, or go on from the checkpoint; returns the exponential moving average of the weights."""
+def train(
+    pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path, stop: int | None = None
+) -> dict[str, Tensor]:
+    """Train to a step (default: the last), or go on from the checkpoint; returns the moving average of the weights."""
+    stop = steps if stop is None else stop
     torch.manual_seed(seed)
     clip = build_clip().train()
     optimizer = Optimizers(clip)
@@ -305,7 +308,7 @@ def train(pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path) -> d
         optimizer.load_state_dict(saved["optimizer"])
         average, start = saved["average"], saved["step"]
     clock = time.monotonic()
-    for step in range(start, steps):
+    for step in range(start, stop):
         size = 128 if step < 0.9 * steps else SCENE_SIZE  # whole scenes at full size at the end
         batch = pool.draw(scenes, size, torch.Generator().manual_seed(seed * 1_000_003 + step))
         loss, parts = training_loss(clip, batch, np.random.default_rng((seed, step)))
@@ -320,7 +323,7 @@ def train(pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path) -> d
             print(
                 f"step {step}/{steps}", *(f"{k} {v:.3f}" for k, v in parts.items()), f"{rate:.0f} images/s", flush=True
             )
-        if step % 100 == 99 or step == steps - 1:
+        if step % 100 == 99 or step == stop - 1:
             state = {
                 "clip": clip.state_dict(),
                 "optimizer": optimizer.state_dict(),

@@ -1,0 +1,79 @@
+"""The backbone that ships: what it is, that it sees defects on families it never met, and that its training resumes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.backbone import load_backbone, project_patches, two_streams
+from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE, embedded_config
+from models.embedded.captions import state_pairs, tokens
+from models.embedded.generator import SPLIT, scene
+from models.embedded.pretrain import Pool, compact_ids, export, make_chunk, train, used_tokens
+from models.metrics import pixel_metrics
+from models.preprocess import normalise
+
+
+def test_it_ships_in_less_than_30_megabytes() -> None:
+    assert (FOLDER / "weights.safetensors").stat().st_size < 30e6
+    assert (FOLDER / "README.md").is_file()
+
+
+def test_it_is_an_ordinary_open_clip_model_with_clips_vocabulary() -> None:
+    backbone = load_backbone("embedded")
+    assert backbone.clip.token_embedding.weight.shape == (49408, embedded_config()["text_cfg"]["width"])
+    assert backbone.clip(torch.zeros(1, 3, 192, 192), tokens(["a photo of an object"]).new_zeros(1, 77))[0].shape == (
+        1,
+        192,
+    )
+
+
+def test_it_localises_defects_of_families_that_no_training_saw() -> None:
+    """By hand-written captions alone, at its default size; chance is 0.5."""
+    backbone = load_backbone("embedded", IMAGE_SIZE)
+    scenes = [scene(family, IMAGE_SIZE, seed=n, n_damaged=1) for n in range(4) for family in SPLIT["held_out"]]
+    images = normalise(np.stack([made.damaged[0] for made in scenes]))
+    normal, damaged = state_pairs(np.random.default_rng(0), ["object"], 8)
+    with torch.inference_mode():
+        depth = backbone.layers
+        _, (stream,) = two_streams(backbone.clip.visual, backbone.positions, images, (depth,), DPAM_LAYERS)
+        patches = torch.nn.functional.normalize(project_patches(backbone.clip.visual, stream), dim=-1)
+        texts = backbone.clip.encode_text(pad(tokens(normal + damaged)), normalize=True)
+        direction = texts[8:].mean(0) - texts[:8].mean(0)
+        maps = (patches @ direction).unflatten(1, (backbone.grid, backbone.grid))
+    masks = np.stack([made.masks[0] for made in scenes])
+    found = torch.nn.functional.interpolate(maps[:, None], IMAGE_SIZE, mode="bilinear")[:, 0].numpy()
+    assert pixel_metrics(masks, found)["auroc"] > 0.75
+
+
+def pad(ids: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(ids, (0, 77 - ids.shape[1]))
+
+
+def test_tokens_that_training_never_met_share_one_row() -> None:
+    ids = torch.tensor([[0, 320, 49405]])
+    rows = compact_ids(ids)
+    assert int(rows[0, 2]) == len(used_tokens())
+    assert torch.equal(used_tokens()[rows[0, :2]], ids[0, :2])
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    path = tmp_path_factory.mktemp("pool") / "chunk-0000.npz"
+    make_chunk((path, 0, 28))
+    return Pool([path])
+
+
+def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not(pool: Pool, tmp_path: Path) -> None:
+    quiet = train(pool, 4, 2, 0, tmp_path / "quiet.pt", stop=4)
+    train(pool, 4, 2, 0, tmp_path / "stopped.pt", stop=2)
+    resumed = train(pool, 4, 2, 0, tmp_path / "stopped.pt", stop=4)
+    for name, value in quiet.items():
+        torch.testing.assert_close(resumed[name], value, msg=name)
+
+
+def test_what_is_exported_loads_again(pool: Pool, tmp_path: Path) -> None:
+    average = train(pool, 1, 2, 0, tmp_path / "state.pt", stop=1)
+    export(average, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"weights.safetensors", "config.json"}
