@@ -183,7 +183,8 @@ def _official_aupro(positive: NDArray[np.bool_], maps: NDArray[Any]) -> float | 
     fpr, pro = fpr[fpr < FPR_LIMIT], pro[fpr < FPR_LIMIT]
     if len(np.unique(fpr)) < 2:
         return None
-    return float(-np.trapezoid(pro, (fpr - fpr.min()) / (fpr.max() - fpr.min())))  # FPR falls as thresholds rise
+    rescaled = (fpr - fpr.min()) / (fpr.max() - fpr.min())
+    return float(np.trapezoid(pro[::-1], rescaled[::-1]))  # FPR falls as thresholds rise
 
 
 def _official_thresholds(maps: NDArray[Any]) -> NDArray[Any]:

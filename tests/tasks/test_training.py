@@ -120,7 +120,7 @@ def test_learning_lowers_the_loss_and_depends_on_the_seed(store: Store, source: 
     ingest(store, source, "mvtec")
     features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
     first, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1), features)
-    longer, later = learn_prompts.fn(store.uri, ["nut"], plan(epochs=6), features)
+    longer, later = learn_prompts.fn(store.uri, ["nut"], plan(epochs=30), features)
     other, _ = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1, seed=3), features)
     assert later.total < loss.total
     assert len({first.digest, longer.digest, other.digest}) == 3
