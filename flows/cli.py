@@ -263,6 +263,9 @@ def build_parser() -> argparse.ArgumentParser:
                     "anomalyclip score --collection line-4 --model models:/anomalyclip@champion")  # fmt: skip
     add_collection(score)
     add_model(score)
+    score.add_argument(
+        "--runner", choices=("threads",), default="threads", help="what runs the shards (default: threads)"
+    )
     score.add_argument("--workers", type=positive, default=1, help="shards at the same time (default: 1)")
     score.add_argument("--shard-size", type=positive, default=256, help="images a shard (default: 256)")
     score.add_argument(
