@@ -65,10 +65,11 @@ def anomalyclip(
 
 
 def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
-    """The command in a process of its own, with its own Prefect home."""
+    """The command in a process group of its own, with its own Prefect home."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     environment.pop("PREFECT_API_URL", None)
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip

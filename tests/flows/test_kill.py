@@ -1,5 +1,6 @@
 """Runs that are killed or stopped: nothing is lost, nothing is scored twice, the bytes are those of a quiet run."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def collection(anomalyclip: Command, tmp_path: Path) -> dict[str, bytes]:
 
 def test_a_run_that_was_killed_is_finished_by_the_next_one(anomalyclip: Command, collection, tmp_path: Path):
     process = scoring(tmp_path)
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)  # the command and the ephemeral Prefect server that it started
     process.wait()
     done = len(list((tmp_path / "store/collections/parts").glob("scores/*/part-*.parquet")))
     assert 0 < done < 40
