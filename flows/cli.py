@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError
+from tasks.store import CACHE, Store, default_store
 
 Handler = Callable[[argparse.Namespace], tuple[Any, str]]  # the summary, and what a person reads of it
 METRIC_HEADS = {
@@ -49,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare_environment(store: str) -> None:
     """Before Prefect, MLflow and torch are imported: all local under the store where nothing else is configured."""
-    from tasks.store import Store
-
-    home = Store(store).local_root or Path.home() / ".cache" / "anomalyclip"
+    home = Store(store).local_root or CACHE
     defaults = {
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_LOGGING_LEVEL": "ERROR",
@@ -194,7 +193,6 @@ def as_cell(value: Any) -> str:
 
 def mlflow_uri(store: str) -> str:
     from tasks.registry import use_tracking
-    from tasks.store import Store
 
     use_tracking(Store(store))
     return os.environ["MLFLOW_TRACKING_URI"]
@@ -215,7 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         sub.set_defaults(run=run)
-        sub.add_argument("--store", default=os.environ.get("ANOMALYCLIP_STORE", "./store"), metavar="URI",
+        sub.add_argument("--store", default=default_store(), metavar="URI",
                          help="folder or bucket with everything (default: $ANOMALYCLIP_STORE, else ./store)")  # fmt: skip
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return sub

@@ -11,9 +11,7 @@ from typing import Any
 from models.backbone import EMBEDDED, Backbone, load_backbone, model_config
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE, embedded_config
 from tasks.errors import InputError
-from tasks.store import open_filesystem
-
-CACHE = Path.home() / ".cache" / "anomalyclip"
+from tasks.store import CACHE, open_filesystem
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from models.backbone import Backbone
 from models.detector import resolve_device
 from models.preprocess import normalise, preprocess_mask
 from models.training import Features, extract_features
-from tasks.backbones import CACHE, Geometry, kept_backbone
+from tasks.backbones import Geometry, kept_backbone
 from tasks.errors import InputError
 from tasks.images import UnreadableImage, read_mask
 from tasks.manifest import labelled_test_rows, read_manifest, records
 from tasks.progress import advance, progress
 from tasks.scoring import READERS, Pixels, read_ahead
-from tasks.store import Store
+from tasks.store import CACHE, Store
 
 log = logging.getLogger(__name__)
 BATCH = 8  # images a pass of the tower

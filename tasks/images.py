@@ -13,8 +13,18 @@ from models.preprocess import as_viewed
 from tasks.errors import InputError
 from tasks.store import read_uri
 
-SUFFIXES = frozenset(Image.registered_extensions()) | {".svg", ".heic", ".heif", ".dcm", ".raw", ".nef", ".cr2", ".dng"}
-SUFFIXES = SUFFIXES - {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}
+UNREADABLE_SUFFIXES = {
+    ".svg",
+    ".heic",
+    ".heif",
+    ".dcm",
+    ".raw",
+    ".nef",
+    ".cr2",
+    ".dng",
+}  # images all the same: a row each
+DOCUMENT_SUFFIXES = {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}  # Pillow knows them, but they are no images
+SUFFIXES = frozenset(Image.registered_extensions()) - DOCUMENT_SUFFIXES | UNREADABLE_SUFFIXES
 FORMATS = sorted(set(Image.OPEN) - {"EPS"})  # Pillow hands PostScript to an interpreter
 HUGE = 16_000_000  # pixels; larger images are handled one at a time, or the threads that read need all memory
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")

@@ -25,7 +25,6 @@ from tasks.images import SUFFIXES, UnreadableImage
 from tasks.store import open_filesystem
 
 NORMAL_NAMES = frozenset({"good", "normal", "ok"})
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)

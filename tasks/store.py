@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import InputError
 
+CACHE = Path.home() / ".cache" / "anomalyclip"  # what this machine keeps beside a store that is remote
 S3_OPTIONS: dict[str, Any] = {"config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 8}}}
 
 
