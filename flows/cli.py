@@ -105,7 +105,7 @@ def run_demo(arguments: argparse.Namespace) -> tuple[Any, str]:
             f"page      {summary.report}",
             f"store     {summary.store}",
             f"model     {summary.model}",
-            f"MLflow    mlflow ui --backend-store-uri {mlflow_uri(arguments.store)}",
+            f"MLflow    {mlflow_ui(arguments.store)}",
         ]
     )
 
@@ -191,11 +191,15 @@ def as_cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def mlflow_uri(store: str) -> str:
-    from tasks.registry import use_tracking
+def mlflow_ui(store: str) -> str:
+    """How to look at the experiment: MLflow opens on its traces, the runs have an address of their own."""
+    from tasks.registry import EXPERIMENT, use_tracking
 
-    use_tracking(Store(store))
-    return os.environ["MLFLOW_TRACKING_URI"]
+    experiment = use_tracking(Store(store)).get_experiment_by_name(EXPERIMENT)
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    assert experiment, "use_tracking has made it"
+    page = f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs"
+    return f"mlflow ui --backend-store-uri {uri}   then {page}"
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ MODEL_NAME = "anomalyclip"
 CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 EXPERIMENT = "anomalyclip"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on runs, not on traces
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of names, versions and aliases
 
 
@@ -64,7 +63,7 @@ def use_tracking(store: Store) -> MlflowClient:
     if client.get_experiment_by_name(EXPERIMENT) is None:
         location = None if given or root is None else (root / "mlartifacts").as_uri()
         try:
-            client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
+            client.create_experiment(EXPERIMENT, artifact_location=location)
         except MlflowException:
             if client.get_experiment_by_name(EXPERIMENT) is None:  # else another run was first
                 raise
