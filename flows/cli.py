@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError
+from tasks.layout_names import LAYOUT_NAMES
 from tasks.store import CACHE, Store, default_store
 
 Handler = Callable[[argparse.Namespace], tuple[Any, str]]  # the summary, and what a person reads of it
@@ -229,10 +230,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     ingest = command("ingest", run_ingest, "List a source and write what is new or changed to a manifest.",
                      "anomalyclip ingest s3://line-4/2026-11-24 --collection line-4")  # fmt: skip
-    ingest.add_argument("source", metavar="SOURCE", help="a folder, any fsspec URI, or the file of the layout 'labels'")
+    ingest.add_argument(
+        "source", metavar="SOURCE", help="a folder, any fsspec URI, or the file of the layouts 'labels' and 'meta'"
+    )
     add_collection(ingest)
-    ingest.add_argument("--layout", default="flat", choices=("flat", "folders", "mvtec", "labels"),
-                        help="how names tell class and label (default: flat, no labels)")  # fmt: skip
+    ingest.add_argument("--layout", default="flat", choices=LAYOUT_NAMES, metavar="LAYOUT",
+                        help=f"how names tell class and label (default: flat): {', '.join(LAYOUT_NAMES)}")  # fmt: skip
     ingest.add_argument(
         "--probe", action="store_true", help="read every header: fills in sizes, finds unreadable images"
     )
