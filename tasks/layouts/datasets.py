@@ -1,6 +1,7 @@
-"""The 17 data sets of the paper: classes, where images and masks lie, and the counts of the paper's protocol.
+"""The 17 data sets of the paper: classes, normal and anomalous test images, and where images and masks lie.
 
-Counts are of the test split, on which the protocol evaluates and trains; docs/datasets.md says where each comes from.
+The protocol evaluates and trains on the test split. docs/datasets.md says what each count rests on; most could not be
+confirmed.
 """
 
 from tasks.layouts.labellers import by_hemorrhage_csv, by_mask_name, by_mask_pixels, by_split_csv

@@ -59,7 +59,7 @@ class Form:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of the paper; forms are tried in turn. normal, anomalous: test images in the paper's protocol.
+    """A data set of the paper; forms are tried in turn. normal, anomalous: test images that are expected.
 
     copied: sets of others come in this layout too, so that counts are held only against classes of the set.
     """
@@ -154,7 +154,7 @@ def to_entries(dataset: DataSet, form: Form, source: Source, pairs: Sequence[Pai
 
 
 def differences(dataset: DataSet, entries: Sequence[Entry]) -> Iterator[str]:
-    """What differs from the paper's protocol, a sentence each."""
+    """What differs from the paper's set, a sentence each."""
     tested = [entry for entry in entries if entry.split in (None, "test")]
     classes = {entry.class_name for entry in tested}
     if dataset.copied and not classes & set(dataset.classes):
@@ -167,5 +167,5 @@ def differences(dataset: DataSet, entries: Sequence[Entry]) -> Iterator[str]:
     if (counts[0], counts[1]) != (dataset.normal, dataset.anomalous):
         yield (
             f"{counts[0]} normal and {counts[1]} anomalous test images, "
-            f"the paper's protocol has {dataset.normal} and {dataset.anomalous}"
+            f"{dataset.normal} and {dataset.anomalous} are expected"
         )

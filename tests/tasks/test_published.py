@@ -366,7 +366,7 @@ def test_a_count_that_differs_from_the_papers_is_said_at_ingest(
     assert "BTAD in file://" in caplog.text
     assert "classes missing: 02, 03" in caplog.text
     assert "classes that the set does not have: 04" in caplog.text
-    assert "2 normal and 1 anomalous test images, the paper's protocol has 451 and 290" in caplog.text
+    assert "2 normal and 1 anomalous test images, 451 and 290 are expected" in caplog.text
 
 
 def test_counts_that_agree_are_not_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -375,6 +375,14 @@ def test_counts_that_agree_are_not_mentioned(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         read_layout(str(tmp_path), "brainmri", "parts")
     assert caplog.text == ""
+
+
+def test_the_documentation_has_a_row_of_each_set_with_its_counts() -> None:
+    page = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("|")]
+    told = {row[2].strip("`"): (row[3].partition(",")[0], row[4], row[5]) for row in rows if len(row) == 10}
+    for layout, dataset in DATASETS.items():
+        assert told[layout] == (str(len(dataset.classes)), str(dataset.normal), str(dataset.anomalous))
 
 
 def test_another_set_in_the_layout_of_mvtec_is_not_held_against_its_counts(
