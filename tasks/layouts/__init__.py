@@ -14,15 +14,15 @@ from collections.abc import Callable
 from functools import partial
 
 from tasks.errors import InputError
-from tasks.layouts.datasets import DATASETS
+from tasks.layouts.datasets import DATASETS, find_datasets
 from tasks.layouts.generic import flat, folders
 from tasks.layouts.published import DataSet, Form, read_dataset
 from tasks.layouts.source import Entry, Source, StoredObject, list_source, read_version
 from tasks.layouts.tables import labels, meta
 
 __all__ = [
-    "DATASETS", "LAYOUTS", "DataSet", "Entry", "Form", "Source", "StoredObject", "list_source", "read_layout",
-    "read_version",
+    "DATASETS", "LAYOUTS", "DataSet", "Entry", "Form", "Source", "StoredObject", "find_datasets", "list_source",
+    "read_layout", "read_version",
 ]  # fmt: skip
 
 LAYOUTS: dict[str, Callable[[str, str], tuple[str, list[Entry]]]] = {

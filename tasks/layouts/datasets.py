@@ -4,8 +4,10 @@ The protocol evaluates and trains on the test split. docs/datasets.md says what 
 confirmed.
 """
 
+from tasks.errors import InputError
 from tasks.layouts.labellers import by_hemorrhage_csv, by_mask_name, by_mask_pixels, by_split_csv
 from tasks.layouts.published import DataSet, Form
+from tasks.store import open_filesystem
 
 CLASS = r"(?:(?P<class_name>[^/]+)/)?"  # one class alone is its source's name
 STEM = r"(?P<stem>[^/]+)"
@@ -77,3 +79,29 @@ DATASETS: dict[str, DataSet] = {
     "endo": DataSet("Endo", ("colon",), 0, 200, (Form(r"(?!masks/)[^/]+/" + STEM, r"masks/" + STEM),)),
     "tn3k": DataSet("TN3K", ("thyroid",), 0, 614, (Form("(?P<split>test)-image/" + STEM, "(?P<split>test)-mask/" + STEM),)),
 }  # fmt: skip
+
+
+def find_datasets(root: str) -> dict[str, str]:
+    """URI of each data set's folder in a folder, by layout: it is called after the layout or the title.
+
+    Upper case, spaces and signs do not count: `mvtec`, `MVTec AD` and `mvtec_ad` are MVTec AD's. Raises InputError.
+    """
+    filesystem, path = open_filesystem(root)
+    try:
+        listing = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"the folder {root!r} does not exist") from None
+    layouts = {plain(name): layout for layout, dataset in DATASETS.items() for name in (layout, dataset.title)}
+    found: dict[str, str] = {}
+    for info in listing:
+        folder = info["name"].rstrip("/")
+        layout = layouts.get(plain(folder.rpartition("/")[2]))
+        if layout and filesystem.isdir(folder):
+            uri = str(filesystem.unstrip_protocol(folder))
+            if found.setdefault(layout, uri) != uri:
+                raise InputError(f"{root!r} has two folders of {DATASETS[layout].title}: {found[layout]} and {uri}")
+    return found
+
+
+def plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
