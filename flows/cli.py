@@ -167,6 +167,17 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     return s, f"{as_table(rows, heads)}\n{s.model} on {s.collection}, MLflow run {s.mlflow_run}"
 
 
+def run_calibrate(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.calibrate import calibrate
+
+    s = calibrate(arguments.collection, arguments.false_alarm_rate, arguments.model, store=arguments.store)
+    rows = [{"class_name": name} | asdict(found) for name, found in s.classes.items()]
+    table = as_table(rows, {"class_name": "class", "images": "images", "score": "score above", "pixel": "map above"})
+    left_out = "".join(f"\n{name}: {count} images are too few, no decisions" for name, count in s.too_small.items())
+    after = f"counts for what is ingested into {s.collection} from now on"
+    return s, f"{table}{left_out}\nfalse-alarm rate {s.false_alarm_rate}, {after}\n{s.thresholds}"
+
+
 def run_report(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.report import report
 
@@ -303,6 +314,13 @@ def build_parser() -> argparse.ArgumentParser:
                        "anomalyclip evaluate --collection cookies")  # fmt: skip
     add_collection(evaluate)
     add_model(evaluate)
+
+    calibrate = command("calibrate", run_calibrate, "Set thresholds from the scores of an unlabelled reference.",
+                        "anomalyclip calibrate --collection line-4 --false-alarm-rate 0.01")  # fmt: skip
+    add_collection(calibrate)
+    calibrate.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="RATE",
+                           help="share of normal images that may raise an alarm (default: 0.01)")  # fmt: skip
+    add_model(calibrate)
 
     report = command("report", run_report, "Write the HTML page of a scored collection.",
                      "anomalyclip report --collection line-4")  # fmt: skip
