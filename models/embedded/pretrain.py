@@ -399,7 +399,7 @@ def narrow_cone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     The features of a large CLIP fill a narrow cone, so cosines to two texts differ by little and AnomalyCLIP's softmax at a
     temperature of 0.07 stays gradual. Ours fill the sphere: learned prompts drive maps to 0 and 1, and equidistant
-    thresholds (the published AUPRO) see nothing between. CONE was chosen on the auxiliary families.
+    thresholds (the published AUPRO) see nothing between. CONE: see the model card.
     """
     gain, bias, proj = (state[f"visual.{name}"] for name in ("ln_post.weight", "ln_post.bias", "proj"))
     length = ((gain[:, None] * proj).square().sum() + (bias @ proj).square().sum()).sqrt()
