@@ -10,6 +10,7 @@ Memory is constant (some 60 MB, whatever the number of maps); the file takes 2 b
 folder for temporary files ($TMPDIR).
 """
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,26 +104,27 @@ class PixelRanking:
 
     def _pieces(self, thresholds: NDArray[np.uint32]) -> "Iterator[Piece]":
         """From the highest half key down, those that hold anomalous pixels or thresholds (keys, ascending)."""
-        tp, fp, overlap = 0, 0, 0.0
+        tp, overlap = 0, 0.0
         upper = thresholds >> 16
         wanted = self._anomalous.totals > 0
         wanted[upper] = True
         normal_above = self._normal.totals.sum() - np.cumsum(self._normal.totals)  # pixels of all higher halves
         for half in np.flatnonzero(wanted)[::-1]:
-            fp = int(normal_above[half])
             normal, _ = self._normal.histogram(half)
             anomalous, weights = self._anomalous.histogram(half)
-            fp_at_least = fp + reversed_cumsum(normal)
-            tp_at_least, overlap_at_least = tp + reversed_cumsum(anomalous), overlap + reversed_cumsum(weights)
-            scores = np.flatnonzero(anomalous)[::-1]
+            fp_at_least = normal_above[half] + np.cumsum(normal[::-1])[::-1]  # HALVES
+            scores = np.flatnonzero(anomalous)  # T, ascending
+            tp_at_least = tp + np.cumsum(anomalous[scores][::-1])
+            overlap_at_least = np.append(overlap, overlap + np.cumsum(weights[scores][::-1]))  # T + 1, highest first
             first, last = np.searchsorted(upper, [half, half + 1])
             lower = thresholds[first:last] & (HALVES - 1)
+            higher_scores = len(scores) - np.searchsorted(scores, lower, side="right")
+            fp = fp_at_least[scores[::-1]]
             yield Piece(
-                tp, tp_at_least[scores], fp_at_least[scores], fp_at_least[scores] - normal[scores],
-                overlap, overlap_at_least[scores],
-                slice(first, last), fp_at_least[lower] - normal[lower], overlap_at_least[lower] - weights[lower],
+                tp, tp_at_least, fp, fp - normal[scores[::-1]], overlap_at_least,
+                slice(first, last), fp_at_least[lower] - normal[lower], overlap_at_least[higher_scores],
             )  # fmt: skip
-            tp, overlap = int(tp_at_least[0]), float(overlap_at_least[0])
+            tp, overlap = int(tp_at_least[-1]) if len(scores) else tp, float(overlap_at_least[-1])
 
 
 class Piece(NamedTuple):
@@ -132,8 +134,7 @@ class Piece(NamedTuple):
     tp: NDArray[np.int64]  # (T,) anomalous pixels >= the score
     fp: NDArray[np.int64]  # (T,) normal pixels >= the score
     fp_above: NDArray[np.int64]  # (T,) normal pixels > the score
-    overlap_before: float  # of all higher pieces; overlaps are summed over the regions, not averaged
-    overlap: NDArray[np.float64]  # (T,)
+    overlap: NDArray[np.float64]  # (T + 1,) summed over the regions: of all higher pieces, then at each score
     at: slice  # which thresholds lie in this half, K of them
     fp_beyond: NDArray[np.int64]  # (K,) normal pixels > the threshold
     overlap_beyond: NDArray[np.float64]  # (K,)
@@ -147,7 +148,7 @@ class HalfKeys:
 
     def __init__(self, weighted: bool = False) -> None:
         self.totals = np.zeros(HALVES, np.int64)  # how many flushed keys have each upper half
-        self._file = tempfile.TemporaryFile(prefix="anomalyclip-")
+        self._file = tempfile.TemporaryFile(prefix="anomalyclip-")  # noqa: SIM115 - closed by `close`
         self._runs: list[tuple[int, int]] = []  # where it starts in the file, how many keys
         self._keys = np.empty(RUN, np.uint32)
         self._weights = np.empty(RUN, np.float64) if weighted else None
@@ -178,10 +179,11 @@ class HalfKeys:
         order = np.argsort(upper, kind="stable")  # a radix sort, for 16 bits
         sizes = np.bincount(upper, minlength=HALVES)
         self._runs.append((self._file.seek(0, 2), len(keys)))
-        self._file.write(np.append(0, np.cumsum(sizes)).astype(np.uint32))
-        self._file.write(keys.astype(np.uint16)[order])
+        self._file.write(np.append(0, np.cumsum(sizes)).astype(np.uint32).data)
+        self._file.write(keys.astype(np.uint16)[order].data)
         if self._weights is not None:
-            self._file.write(self._weights[: len(keys)][order])
+            self._file.write(self._weights[: len(keys)][order].data)
+        self._file.flush()
         self.totals += sizes
         self._waiting = 0
 
@@ -209,8 +211,7 @@ class HalfKeys:
                 lower, weights, size = [], [], 0
 
     def _read(self, offset: int, count: int, dtype: Any) -> NDArray[Any]:
-        self._file.seek(offset)
-        return np.frombuffer(self._file.read(count * np.dtype(dtype).itemsize), dtype)
+        return np.frombuffer(os.pread(self._file.fileno(), count * np.dtype(dtype).itemsize, offset), dtype)
 
 
 @dataclass
@@ -245,10 +246,9 @@ class PROArea:
         self._kept: list[NDArray[np.float64]] = [np.zeros((2, 1))]
 
     def extend(self, piece: Piece, negatives: int, regions: int) -> None:
-        overlap_before = np.append(piece.overlap_before, piece.overlap[:-1])
-        if len(piece.overlap):
+        if len(piece.fp):
             fpr = np.stack([piece.fp_above, piece.fp], axis=1).ravel() / negatives  # 2T
-            self._extend(fpr, np.stack([overlap_before, piece.overlap], axis=1).ravel() / regions)
+            self._extend(fpr, np.stack([piece.overlap[:-1], piece.overlap[1:]], axis=1).ravel() / regions)
 
     def close(self) -> None:
         self._extend(np.ones(1), np.ones(1))
@@ -291,10 +291,6 @@ def rounded_down(thresholds: NDArray[Any]) -> NDArray[np.float32]:
     return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
-def reversed_cumsum(values: NDArray[Any]) -> NDArray[Any]:
-    return np.cumsum(values[::-1])[::-1]
-
-
 def one_class_reason(positives: int, negatives: int, item: str) -> str:
     """Why there is nothing to tell apart: one class of the items (images, pixels) is missing, or both."""
     if not positives and not negatives:
@@ -320,7 +316,7 @@ def official_thresholds(low: Any, high: Any) -> NDArray[Any]:
     return np.arange(low, high, delta) if 0 < delta < np.inf else np.empty(0, np.asarray(low).dtype)
 
 
-def official_area(fpr: NDArray[np.float64], overlap: NDArray[np.float64]) -> float | None:
+def official_area(fpr: NDArray[Any], overlap: NDArray[Any]) -> float | None:
     """The published area from FPR and mean overlap (K,) beyond each threshold, ascending; None if nothing to rescale."""
     fpr, overlap = fpr[fpr < FPR_LIMIT], overlap[fpr < FPR_LIMIT]
     if len(np.unique(fpr)) < 2:
