@@ -6,7 +6,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check bench pretrain clean
+.PHONY: help demo test check bench bench-embedded pretrain clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,8 +32,11 @@ bench: .venv/installed  ## Measure the detector against the machine's limit, and
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.detector --json bench-detector.json
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training --json bench-training.json
 
-pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain --steps 2350
+bench-embedded: .venv/installed  ## Measure the embedded backbone on families and images that no training saw
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.embedded --json bench-embedded.json
+
+pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing (about 1.5 hours)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain
 
 clean:  ## Remove the environment and the local store
 	rm -rf .venv store

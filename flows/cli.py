@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError
+from tasks.layout_names import LAYOUT_NAMES
 from tasks.store import CACHE, Store, default_store
 
 Handler = Callable[[argparse.Namespace], tuple[Any, str]]  # the summary, and what a person reads of it
@@ -166,11 +167,44 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     return s, f"{as_table(rows, heads)}\n{s.model} on {s.collection}, MLflow run {s.mlflow_run}"
 
 
+def run_calibrate(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.calibrate import calibrate
+
+    s = calibrate(arguments.collection, arguments.false_alarm_rate, arguments.model, store=arguments.store)
+    rows = [{"class_name": name} | asdict(found) for name, found in s.classes.items()]
+    table = as_table(rows, {"class_name": "class", "images": "images", "score": "score above", "pixel": "map above"})
+    left_out = "".join(f"\n{name}: {count} images are too few, no decisions" for name, count in s.too_small.items())
+    after = f"counts for what is ingested into {s.collection} from now on"
+    return s, f"{table}{left_out}\nfalse-alarm rate {s.false_alarm_rate}, {after}\n{s.thresholds}"
+
+
 def run_report(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.report import report
 
     s = report(arguments.collection, arguments.model, store=arguments.store)
     return s, s.report
+
+
+def run_reproduce(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.reproduce import reproduce
+
+    s = reproduce(
+        arguments.root, arguments.sets, dict(arguments.checkpoint), arguments.backbone, arguments.epochs,
+        arguments.image_size, arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
+    )  # fmt: skip
+    heads = {"data_set": "data set", "auxiliary": "trained on", "images": "images"}
+    for metric in s.sets[0].paper:
+        heads |= {f"paper {metric}": METRIC_HEADS[metric], f"ours {metric}": "ours", f"difference {metric}": "±"}
+    left_out = [f"left out, for want of the set that its model is trained on: {name}" for name in s.left_out]
+    note = f"in percent: the paper's number, ours, the difference; AUPRO is the {s.aupro_definition} definition"
+    return s, "\n".join([as_table([reproduced_row(row) for row in s.sets], heads), note, *left_out])
+
+
+def reproduced_row(row: Any) -> dict[str, Any]:
+    cells: dict[str, Any] = {"data_set": row.data_set, "auxiliary": row.auxiliary, "images": row.images}
+    for kind, digits in (("paper", ".1f"), ("ours", ".1f"), ("difference", "+.1f")):
+        cells |= {f"{kind} {m}": None if v is None else format(v, digits) for m, v in getattr(row, kind).items()}
+    return cells
 
 
 def as_table(rows: list[dict[str, Any]], heads: dict[str, str]) -> str:
@@ -229,10 +263,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     ingest = command("ingest", run_ingest, "List a source and write what is new or changed to a manifest.",
                      "anomalyclip ingest s3://line-4/2026-11-24 --collection line-4")  # fmt: skip
-    ingest.add_argument("source", metavar="SOURCE", help="a folder, any fsspec URI, or the file of the layout 'labels'")
+    ingest.add_argument(
+        "source", metavar="SOURCE", help="a folder, any fsspec URI, or the file of the layouts 'labels' and 'meta'"
+    )
     add_collection(ingest)
-    ingest.add_argument("--layout", default="flat", choices=("flat", "folders", "mvtec", "labels"),
-                        help="how names tell class and label (default: flat, no labels)")  # fmt: skip
+    ingest.add_argument("--layout", default="flat", choices=LAYOUT_NAMES, metavar="LAYOUT",
+                        help=f"how names tell class and label (default: flat): {', '.join(LAYOUT_NAMES)}")  # fmt: skip
     ingest.add_argument(
         "--probe", action="store_true", help="read every header: fills in sizes, finds unreadable images"
     )
@@ -279,10 +315,30 @@ def build_parser() -> argparse.ArgumentParser:
     add_collection(evaluate)
     add_model(evaluate)
 
+    calibrate = command("calibrate", run_calibrate, "Set thresholds from the scores of an unlabelled reference.",
+                        "anomalyclip calibrate --collection line-4 --false-alarm-rate 0.01")  # fmt: skip
+    add_collection(calibrate)
+    calibrate.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="RATE",
+                           help="share of normal images that may raise an alarm (default: 0.01)")  # fmt: skip
+    add_model(calibrate)
+
     report = command("report", run_report, "Write the HTML page of a scored collection.",
                      "anomalyclip report --collection line-4")  # fmt: skip
     add_collection(report)
     add_model(report)
+
+    reproduce = command("reproduce", run_reproduce, "The paper's protocol over the data sets at hand, beside its numbers.",
+                        "anomalyclip reproduce --root ~/data --sets mvtec,visa,btad")  # fmt: skip
+    reproduce.add_argument("--root", required=True, metavar="DIR",
+                           help="a folder or URI with a folder a data set, named as its layout: mvtec, visa, …")  # fmt: skip
+    reproduce.add_argument("--sets", type=lambda names: names.replace(" ", "").split(","), metavar="SET,…",
+                           help="which to evaluate, by their layouts (default: all at hand)")  # fmt: skip
+    reproduce.add_argument("--checkpoint", type=checkpoint, action="append", default=[], metavar="SET=FILE.pth",
+                           help="import prompts trained on SET (mvtec or visa) instead of training; repeatable")  # fmt: skip
+    reproduce.add_argument("--backbone", default="ViT-L-14-336-quickgelu:openai", metavar="SPEC",
+                           help="default: ViT-L-14-336-quickgelu:openai, the paper's")  # fmt: skip
+    reproduce.add_argument("--epochs", type=positive, default=15, help="default: 15, as published")
+    add_geometry(reproduce)
     return parser
 
 
@@ -297,6 +353,14 @@ def add_geometry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dpam-layers", type=int, help="last blocks with V-V attention (default: 19 of 24 in proportion)"
     )
+
+
+def checkpoint(value: str) -> tuple[str, str]:
+    """SET=FILE of `reproduce`."""
+    name, separator, file = value.partition("=")
+    if not (separator and name and file):
+        raise argparse.ArgumentTypeError(f"{value!r} is not of the form SET=FILE.pth")
+    return name, file
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from prefect import flow
 
 from flows.evaluate import evaluate
-from flows.ingest import Layout, ingest
+from flows.ingest import ingest
 from flows.score import score
 from flows.train import train
 from tasks.demo_data import copy_solar_cells, generate_images
 from tasks.evaluation import ClassMetrics
+from tasks.layout_names import Layout
 from tasks.registry import resolve_model
 from tasks.report import write_report
 from tasks.runs import new_run_id

@@ -1,13 +1,10 @@
 """Ingest: list a source and write what is new or changed to the collection's manifest."""
 
-from typing import Literal
-
 from prefect import flow
 
+from tasks.layout_names import Layout
 from tasks.manifest import IngestSummary, ingest_source
 from tasks.store import default_store
-
-Layout = Literal["flat", "folders", "mvtec", "labels"]
 
 
 @flow(name="ingest", flow_run_name="ingest {collection}")

@@ -133,6 +133,12 @@ def find_version(client: MlflowClient, model: str) -> Any:
     return client.get_model_version(name, version)
 
 
+def first_version(store: Store, digest: str) -> str:
+    """URI of the first registered version with this bundle: learning it again gives another number, not other scores."""
+    versions = use_tracking(store).search_model_versions(f"name = '{MODEL_NAME}' and tag.bundle_digest = '{digest}'")
+    return f"models:/{MODEL_NAME}/{min(int(version.version) for version in versions)}"
+
+
 @contextmanager
 def bundle_folder(store: Store, model: ModelVersion) -> Iterator[Path]:
     """A local folder with the bundle's files, checked against its digest."""

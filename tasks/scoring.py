@@ -37,6 +37,7 @@ from tasks.progress import Stopped, advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, to_parquet, to_table
+from tasks.thresholds import Calibration, find_calibration
 
 SHARD_SIZE = 256
 READERS = 16  # threads that read and decode ahead of the model
@@ -56,6 +57,11 @@ class Shard:
     @property
     def name(self) -> str:
         return f"{part_key(self.manifest_part)}-{self.size}-{self.index:05d}"
+
+    @property
+    def part_number(self) -> int:
+        """Of its manifest part, in the order in which they were written."""
+        return int(part_key(self.manifest_part).partition("-")[0])
 
     @property
     def length(self) -> int:
@@ -133,6 +139,14 @@ class Output:
     image_size: int
     sigma: float
     map_threshold: float
+    calibration: Calibration | None = None
+
+    def cut_at(self, class_name: str) -> float:
+        """Where the map of an image of this class is cut."""
+        return self.calibration.pixel(class_name, self.map_threshold) if self.calibration else self.map_threshold
+
+    def decide(self, class_name: str, score: float) -> dict[str, Any]:
+        return self.calibration.decide(class_name, score) if self.calibration else {}
 
     def write_shard(self, kind: str, shard: Shard, data: bytes) -> str:
         return self.store.write(
@@ -159,15 +173,16 @@ def transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 def score_shard(store: str, collection: str, model: ModelVersion, shard: Shard, precision: str) -> ScoredShard:
     """Score one shard with the model that this process keeps loaded, and commit it."""
     detector = loaded_detector(store, model, precision)
-    config = detector.config
+    config, target = detector.config, Store(store)
     output = Output(
-        Store(store), collection, model.partition, model.digest, config.image_size, config.sigma, map_threshold(config)
-    )
+        target, collection, model.partition, model.digest, config.image_size, config.sigma, map_threshold(config),
+        find_calibration(target, collection, model, shard.part_number),
+    )  # fmt: skip
     return commit_shard(output, shard, detector)
 
 
 def map_threshold(config: DetectorConfig) -> float:
-    """Where masks are cut: half of the map's scale, which ends at the number of feature layers."""
+    """Where masks are cut while nothing is calibrated: half of the map's scale, which ends at the number of layers."""
     return 0.5 * len(config.feature_layers)
 
 
@@ -282,10 +297,11 @@ def finish_row(output: Output, row: dict[str, Any], result: ScoredImage | Unread
         return base | {"error_kind": result.kind, "error_detail": result.detail}
     with alone_if_huge(result.height * result.width, _cutting):
         anomaly_map = map_at(result.grid, result.height, result.width, output.image_size, output.sigma)
-        mask = anomaly_map > output.map_threshold
+        mask = anomaly_map > output.cut_at(row["class_name"])
         mask_uri = output.write_mask(row["image_id"], mask) if mask.any() else None
         regions = [region._asdict() for region in find_regions(mask, anomaly_map)]
-    return base | {"score": result.score, "mask_uri": mask_uri, "regions": regions}
+    decided = output.decide(row["class_name"], result.score)
+    return base | {"score": result.score, "mask_uri": mask_uri, "regions": regions} | decided
 
 
 def map_row(row: dict[str, Any], grid: np.ndarray) -> dict[str, Any]:

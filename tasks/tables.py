@@ -56,6 +56,7 @@ SCORES = pa.schema(
         ("bundle_digest", pa.string()),
         ("error_kind", pa.string()),
         ("error_detail", pa.string()),
+        ("p_value", pa.float64()),
     ]
 )
 
@@ -73,14 +74,17 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(store: Store, *parts: str, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(io.BytesIO(store.read(*parts)), columns=columns)
+def read_parquet(
+    store: Store, *parts: str, columns: list[str] | None = None, schema: pa.Schema | None = None
+) -> pa.Table:
+    """One table; where a schema is given it has its columns, null where the file lacks them."""
+    return pq.read_table(io.BytesIO(store.read(*parts)), columns=columns, schema=schema)
 
 
 def read_parts(store: Store, *folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """All Parquet parts below a folder, in name order; an empty table where there are none."""
     parts = store.find(*folder, suffix=".parquet")
-    tables = [read_parquet(store, *folder, part, columns=columns) for part in parts]
-    if not tables:
-        return schema.empty_table() if columns is None else schema.empty_table().select(columns)
-    return pa.concat_tables(tables)
+    empty = schema.empty_table().select(columns or schema.names)
+    return pa.concat_tables(
+        [empty] + [read_parquet(store, *folder, part, columns=columns, schema=schema) for part in parts]
+    )

@@ -19,6 +19,7 @@ from models.embedded.camera import (
     photograph,
     random_camera,
 )
+from models.embedded.composites import part, pattern, photographed
 from models.embedded.defects import (
     DEFECTS,
     Defect,
@@ -146,12 +147,16 @@ FAMILIES: dict[str, Family] = {
     "microchip": microchip,
     "circuit board": circuit_board,
     "label": label,
+    "part": part,
+    "pattern": pattern,
+    "photograph": photographed,
 }
 
 SPLIT: dict[str, tuple[str, ...]] = {
     "pretrain": (
         *("carpet", "brushed metal", "wood", "knit fabric", "marble", "concrete", "rubber"),
         *("pill", "hex nut", "bottle", "button", "bearing", "circuit board", "label"),
+        *("part", "pattern", "photograph"),  # of endless designs, see composites.py
     ),
     "auxiliary": ("tile", "granite", "paper", "screw", "washer", "microchip"),
     "held_out": ("leather", "wire mesh", "corrugated sheet", "cookie", "gear", "capsule"),

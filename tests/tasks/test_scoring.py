@@ -32,6 +32,7 @@ CONTRACT = {
     "image_id": pa.string(), "uri": pa.string(), "etag": pa.string(), "class_name": pa.string(), "score": pa.float64(),
     "decision": pa.string(), "threshold": pa.float64(), "mask_uri": pa.string(), "regions": pa.list_(REGION),
     "bundle_digest": pa.string(), "error_kind": pa.string(), "error_detail": pa.string(),
+    "p_value": pa.float64(),
 }  # fmt: skip
 
 

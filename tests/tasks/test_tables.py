@@ -21,7 +21,7 @@ DESIGN = {
         "image_id string, uri string, etag string, class_name string, score double, decision string, threshold double, "
         "mask_uri string, "
         "regions list<item: struct<x: int32, y: int32, w: int32, h: int32, area: int64, peak: double>>, "
-        "bundle_digest string, error_kind string, error_detail string",
+        "bundle_digest string, error_kind string, error_detail string, p_value double",
     ),
     "maps": (MAPS, "image_id string, rows int32, cols int32, values binary"),
 }
@@ -64,6 +64,18 @@ def test_parts_are_read_in_the_order_of_their_names(store: Store):
     assert table.schema.equals(SCORES)
     assert table["image_id"].to_pylist() == ["part-1", "part-2"]
     assert read_parts(store, "scores", schema=SCORES, columns=["image_id"]).column_names == ["image_id"]
+
+
+def test_a_part_that_is_older_than_a_column_has_nulls_there(store: Store):
+    store.write(
+        to_parquet(to_table([{"image_id": "old"}], SCORES.remove(SCORES.get_field_index("p_value")))), "s/1.parquet"
+    )
+    store.write(to_parquet(to_table([{"image_id": "new", "p_value": 0.5}], SCORES)), "s/2.parquet")
+    assert read_parts(store, "s", schema=SCORES)["p_value"].to_pylist() == [None, 0.5]
+    columns = ["image_id", "p_value"]
+    assert read_parts(store, "s", schema=SCORES, columns=columns).to_pylist() == [
+        {"image_id": "old", "p_value": None}, {"image_id": "new", "p_value": 0.5},
+    ]  # fmt: skip
 
 
 def test_no_parts_give_an_empty_table_of_the_same_schema(store: Store):

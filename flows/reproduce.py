@@ -1,0 +1,127 @@
+"""Reproduce: the paper's protocol over the data sets that are at hand, and its numbers beside ours."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from prefect import flow
+
+from flows.evaluate import evaluate
+from flows.import_checkpoint import PAPER_BACKBONE, import_checkpoint
+from flows.ingest import ingest
+from flows.score import score
+from flows.train import train
+from tasks.errors import InputError
+from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics
+from tasks.layout_names import Layout
+from tasks.layouts import DATASETS, find_datasets
+from tasks.paper import METRICS, auxiliary_of, reported
+from tasks.registry import first_version
+from tasks.store import Store, default_store
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """One data set; paper, ours and difference by metric in percent, None where there is no number. model: its URI."""
+
+    data_set: str
+    auxiliary: str
+    model: str
+    images: int
+    paper: dict[str, float | None]
+    ours: dict[str, float | None]
+    difference: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class ReproduceSummary:
+    """left_out: data sets at hand that there is no model for, because its auxiliary set is not."""
+
+    aupro_definition: str
+    sets: list[Reproduced]
+    left_out: list[str]
+
+
+@flow(name="reproduce", flow_run_name="reproduce {root}")
+def reproduce(
+    root: str,
+    sets: list[str] | None = None,
+    checkpoints: dict[str, str] | None = None,
+    backbone: str = PAPER_BACKBONE,
+    epochs: int = 15,
+    image_size: int | None = None,
+    feature_layers: list[int] | None = None,
+    dpam_layers: int | None = None,
+    store: str | None = None,
+) -> ReproduceSummary:
+    """Train on MVTec AD's test images and evaluate the others; train on VisA's and evaluate MVTec AD.
+
+    root: a folder or URI with a folder a data set, named after its layout or its title. sets: layouts, all at hand by
+    default. checkpoints: files of the published code by the layout of the set that they were trained on, instead of
+    training. Killed anywhere, the same call goes on where it was.
+    """
+    store, checkpoints = store or default_store(), checkpoints or {}
+    folders = find_datasets(root)
+    chosen, left_out = choose(root, folders, sets, checkpoints)
+    auxiliary = [name for name in DATASETS if name in {auxiliary_of(layout) for layout in chosen}]
+    for layout in dict.fromkeys([*chosen, *(name for name in auxiliary if name not in checkpoints)]):
+        ingest(folders[layout], collection_of(layout), cast(Layout, layout), store=store)
+    geometry: dict[str, Any] = {
+        "image_size": image_size, "feature_layers": feature_layers, "dpam_layers": dpam_layers, "store": store,
+    }  # fmt: skip
+    models = {}
+    for name in auxiliary:
+        if name in checkpoints:
+            digest = import_checkpoint(checkpoints[name], backbone, **geometry).bundle_digest
+        else:
+            digest = train([collection_of(name)], backbone, epochs, **geometry).bundle_digest
+        models[name] = first_version(Store(store), digest)
+    results = [evaluate_set(layout, models[auxiliary_of(layout)], store) for layout in chosen]
+    return ReproduceSummary(AUPRO_DEFINITION, results, left_out)
+
+
+def evaluate_set(layout: str, model: str, store: str) -> Reproduced:
+    score(collection_of(layout), model, store=store)
+    return compare(layout, model, evaluate(collection_of(layout), model, store=store).metrics[-1])
+
+
+def collection_of(layout: str) -> str:
+    return f"paper-{layout}"
+
+
+def choose(
+    root: str, folders: Mapping[str, str], sets: Sequence[str] | None, checkpoints: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Layouts to evaluate and, where none were named, those left out for want of a model; raises InputError."""
+    for name in (*(sets or ()), *checkpoints):
+        if name not in DATASETS:
+            raise InputError(f"there is no data set {name!r}: choose from {', '.join(DATASETS)}")
+    if unknown := set(checkpoints) - {"mvtec", "visa"}:
+        raise InputError(f"the protocol trains on mvtec and visa, not on {min(unknown)}: no checkpoint of it is used")
+    for name in sets or ():
+        if name not in folders:
+            raise InputError(f"{root!r} has no folder of {DATASETS[name].title}: call it {name!r}")
+    wanted = [name for name in DATASETS if name in (sets or folders)]
+    trainable = {*folders, *checkpoints}
+    left_out = [name for name in wanted if auxiliary_of(name) not in trainable]
+    if left_out and (sets or left_out == wanted):
+        auxiliary = auxiliary_of(left_out[0])
+        raise InputError(
+            f"to evaluate {DATASETS[left_out[0]].title} the protocol trains on {DATASETS[auxiliary].title}: put it into "
+            f"{root!r} as {auxiliary!r}, or give a checkpoint that was trained on it"
+        )
+    if not wanted:
+        raise InputError(f"{root!r} has no folder of a data set: call them {', '.join(DATASETS)}")
+    return [name for name in wanted if name not in left_out], left_out
+
+
+def compare(layout: str, model: str, mean: ClassMetrics) -> Reproduced:
+    """The mean over classes beside what the paper reports."""
+    paper = reported(layout)
+    ours: dict[str, float | None] = {}
+    difference: dict[str, float | None] = {}
+    for metric in METRICS:
+        value, published = getattr(mean, metric), paper[metric]
+        ours[metric] = None if value is None else 100 * value
+        difference[metric] = None if value is None or published is None else 100 * value - published
+    return Reproduced(layout, auxiliary_of(layout), model, mean.images, paper, ours, difference)

@@ -1,0 +1,160 @@
+"""Calibration of a collection's scores against themselves, and the test whether later scores still fit them.
+
+The reference is what a model has scored of the collection so far, unlabelled; images that are known to be anomalous are
+left out. models.conformal says what is guaranteed, and what unknown anomalies in the reference do.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from scipy.stats import ks_2samp
+
+from models.conformal import conformal_threshold, smallest_reference
+from models.detector import DetectorConfig, read_bundle_config
+from models.maps import upsample
+from tasks.errors import InputError
+from tasks.manifest import digest_of, list_parts, read_manifest
+from tasks.registry import ModelVersion, bundle_folder
+from tasks.scoring import scores_folder
+from tasks.store import Store
+from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
+from tasks.thresholds import (
+    Calibration,
+    ClassThreshold,
+    Thresholds,
+    calibration_name,
+    thresholds_folder,
+    write_thresholds,
+)
+
+REFERENCE = pa.schema(
+    [("image_id", pa.string()), ("class_name", pa.string()), ("score", pa.float64()), ("peak", pa.float64())]
+)
+MAPS_AT_ONCE = 32  # maps in memory at a time: 34 MB at 518 pixels
+DRIFT_LEVEL = 0.001  # of the two-sample test, divided by the number of classes
+DRIFT_DISTANCE = 0.15  # of the two distributions, 0 to 1: with many images any difference is significant
+
+
+@dataclass(frozen=True)
+class CalibrateSummary:
+    """too_small: classes with fewer images than the rate needs, with their numbers; they stay undecided."""
+
+    collection: str
+    model: str
+    false_alarm_rate: float
+    classes: dict[str, ClassThreshold]
+    too_small: dict[str, int]
+    manifest_digest: str
+    thresholds: str
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Two-sample Kolmogorov-Smirnov test of a class: images of the night, distance of the distributions, p-value."""
+
+    class_name: str
+    images: int
+    distance: float
+    p_value: float
+    moved: bool
+
+
+@task(name="calibrate", task_run_name="calibrate {collection}", cache_policy=NO_CACHE)
+def calibrate_collection(store: str, collection: str, model: ModelVersion, rate: float) -> CalibrateSummary:
+    """Set thresholds of image and pixel from all that this model has scored of the collection; see tasks.thresholds.
+
+    Raises InputError where no class has enough images for the rate.
+    """
+    if not 0 < rate < 1:
+        raise InputError(f"a false-alarm rate lies between 0 and 1, not at {rate}")
+    target = Store(store)
+    parts = list_parts(target, collection)
+    with bundle_folder(target, model) as folder:
+        config = read_bundle_config(folder)
+    reference = read_reference(target, collection, model, config)
+    counts = {str(name): int(count) for name, count in reference["class_name"].value_counts().sort_index().items()}
+    needed = smallest_reference(rate)
+    classes = {
+        name: class_threshold(reference[reference["class_name"] == name], rate)
+        for name, count in counts.items()
+        if count >= needed
+    }
+    if not classes:
+        raise InputError(
+            f"a false-alarm rate of {rate} needs {needed} scored images of a class, {collection!r} has "
+            f"{', '.join(f'{count} of {name!r}' for name, count in counts.items())}: score more, or state a higher rate"
+        )
+    thresholds = Thresholds(collection, model.uri, model.digest, digest_of(parts), len(parts), rate, classes)
+    uri = commit(target, model, thresholds, reference[reference["class_name"].isin(classes)])
+    too_small = {name: count for name, count in counts.items() if name not in classes}
+    return CalibrateSummary(collection, model.uri, rate, classes, too_small, thresholds.manifest_digest, uri)
+
+
+def class_threshold(rows: pd.DataFrame, rate: float) -> ClassThreshold:
+    """The same rate for both: an image's score, and whether any pixel of its map is in the mask."""
+    return ClassThreshold(len(rows), conformal_threshold(rows["score"], rate), conformal_threshold(rows["peak"], rate))
+
+
+def commit(store: Store, model: ModelVersion, thresholds: Thresholds, reference: pd.DataFrame) -> str:
+    """Write the reference's scores, then the thresholds that name them."""
+    data = to_parquet(pa.Table.from_pandas(reference, schema=REFERENCE, preserve_index=False).replace_schema_metadata())
+    name = f"reference-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
+    folder = thresholds_folder(thresholds.collection, model.partition)
+    store.write(data, *folder, calibration_name(thresholds.manifest_parts), name)
+    named = Thresholds(**{**vars(thresholds), "reference": name})
+    return write_thresholds(store, thresholds.collection, model.partition, named)
+
+
+def read_reference(store: Store, collection: str, model: ModelVersion, config: DetectorConfig) -> pd.DataFrame:
+    """image_id, class_name, score and the highest value of the map, of all scored images not known to be anomalous."""
+    manifest = read_manifest(store, collection).rows
+    known_bad = set(manifest.loc[manifest["label"].eq(1).fillna(False), "image_id"])
+    columns = ["image_id", "class_name", "score"]
+    scores = read_parts(store, *scores_folder(collection, model.partition), schema=SCORES, columns=columns).to_pandas()
+    scores = scores[scores["score"].notna() & ~scores["image_id"].isin(known_bad)].drop_duplicates("image_id")
+    if scores.empty:
+        raise InputError(
+            f"{model.uri} has scored nothing of {collection!r} that can be a reference: "
+            f"run `anomalyclip score --collection {collection}` first"
+        )
+    peaks = read_peaks(store, collection, model, config)
+    return scores.assign(peak=scores["image_id"].map(peaks)).sort_values("image_id", ignore_index=True)
+
+
+def read_peaks(store: Store, collection: str, model: ModelVersion, config: DetectorConfig) -> dict[str, float]:
+    """The highest value of each image's smoothed map at the model's size, which none at another size exceeds."""
+    folder, peaks = scores_folder(collection, model.partition, "maps"), dict[str, float]()
+    for part in store.find(*folder, suffix=".parquet"):
+        for batch in read_parquet(store, *folder, part).select(MAPS.names).to_batches(MAPS_AT_ONCE):
+            rows = batch.to_pylist()
+            grids = [np.frombuffer(row["values"], "<f4").reshape(row["rows"], row["cols"]) for row in rows]
+            maps = upsample(torch.from_numpy(np.stack(grids)), config.image_size, config.sigma)
+            highest = maps.amax(dim=(1, 2)).tolist()
+            peaks |= zip((row["image_id"] for row in rows), highest, strict=True)
+    return peaks
+
+
+# --- drift ------------------------------------------------------------------------------------------------------------
+
+
+def find_drift(calibration: Calibration, scores: pd.DataFrame) -> list[Drift]:
+    """Whether the scores (class_name, score) of a night come from the reference's distribution, by class."""
+    classes = [(str(name), rows["score"].to_numpy(float)) for name, rows in scores.groupby("class_name")
+               if str(name) in calibration.scores]  # fmt: skip
+    return [
+        compare_scores(name, calibration.scores[name], found, DRIFT_LEVEL / len(classes)) for name, found in classes
+    ]
+
+
+def compare_scores(name: str, reference: Any, scores: Any, level: float) -> Drift:
+    result = ks_2samp(reference, scores, method="asymp")
+    distance, p_value = float(result.statistic), float(result.pvalue)
+    moved = p_value < level and distance >= DRIFT_DISTANCE
+    return Drift(name, len(scores), distance, p_value, moved)

@@ -1,0 +1,231 @@
+"""Calibration: what it learns from scores and maps, for which images it counts, and what has drifted."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from models.detector import bundle_digest
+from models.maps import map_at
+from tasks.calibration import calibrate_collection, find_drift
+from tasks.errors import InputError
+from tasks.manifest import ingest_source
+from tasks.registry import ModelVersion
+from tasks.scoring import plan_shards, score_shard, scores_folder
+from tasks.store import Store
+from tasks.tables import MAPS, SCORES, read_parts
+from tasks.thresholds import Calibration, Thresholds, bundle_calibration, find_calibration
+from tests.tasks.conftest import Registered, write_photos
+
+RATE = 0.25  # needs three images
+
+
+@pytest.fixture
+def model(bundle: Path, registered: Registered) -> ModelVersion:
+    return ModelVersion(str(bundle), "bundle", "1", registered.model.digest)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_photos(tmp_path / "source", range(8))
+    return tmp_path / "source"
+
+
+def night(store: Store, source: Path, model: ModelVersion, layout: str = "flat") -> None:
+    ingest_source.fn(store.uri, "parts", str(source), layout, False)
+    for shard in plan_shards(store, "parts", model.partition, 4)[1]:
+        score_shard.fn(store.uri, "parts", model, shard, "fp32")
+
+
+def read_scores(store: Store, model: ModelVersion) -> dict[str, dict]:
+    rows = read_parts(store, *scores_folder("parts", model.partition), schema=SCORES).to_pylist()
+    return {Path(row["uri"]).name: row for row in rows}
+
+
+def read_maps(store: Store, model: ModelVersion) -> dict[str, np.ndarray]:
+    rows = read_parts(store, *scores_folder("parts", model.partition, "maps"), schema=MAPS).to_pylist()
+    return {row["image_id"]: np.frombuffer(row["values"], "<f4").reshape(row["rows"], row["cols"]) for row in rows}
+
+
+def written(store: Store) -> dict[str, bytes]:
+    folders = ("scores", "maps", "masks")
+    return {
+        f"{f}/{n}": store.read("collections", "parts", f, n)
+        for f in folders
+        for n in store.find("collections", "parts", f)
+    }
+
+
+def test_later_images_are_decided_and_earlier_rows_stay_as_they_are(store, source, model) -> None:
+    night(store, source, model)
+    before = written(store)
+    summary = calibrate_collection.fn(store.uri, "parts", model, 0.5)
+    write_photos(source, range(20, 32))
+    night(store, source, model)
+
+    after = written(store)
+    assert {name: after[name] for name in before} == before
+    rows = read_scores(store, model)
+    reference = sorted(rows[f"{n:03d}.png"]["score"] for n in range(8))
+    threshold = summary.classes["parts"].score
+    assert threshold == reference[4]  # ceil(9 * 0.5) = the 5th of 8
+    for number in range(20, 32):
+        row = rows[f"{number:03d}.png"]
+        assert row["threshold"] == threshold
+        assert row["decision"] == ("anomalous" if row["score"] > threshold else "normal")
+        assert row["p_value"] == (1 + sum(r >= row["score"] for r in reference)) / 9
+    assert {rows[f"{n:03d}.png"]["decision"] for n in range(20, 32)} == {"normal", "anomalous"}
+
+
+def test_masks_are_cut_at_the_pixel_threshold(store, source, model) -> None:
+    night(store, source, model)
+    pixel = calibrate_collection.fn(store.uri, "parts", model, 0.5).classes["parts"].pixel
+    peaks = sorted(map_at(grid, 96, 96, 96, 4.0).max() for grid in read_maps(store, model).values())
+    assert pixel == pytest.approx(peaks[4], abs=1e-6)
+    write_photos(source, range(20, 32))
+    night(store, source, model)
+    grids, cut = read_maps(store, model), 0
+    for number in range(20, 32):
+        row = read_scores(store, model)[f"{number:03d}.png"]
+        expected = map_at(grids[row["image_id"]], 40, 60, 96, 4.0) > pixel
+        assert (row["mask_uri"] is not None) == expected.any()
+        if row["mask_uri"]:
+            mask = np.asarray(Image.open(row["mask_uri"].removeprefix("file://"))) > 0
+            assert np.array_equal(mask, expected)
+            cut += 1
+    assert cut
+
+
+def test_a_night_that_was_killed_before_a_calibration_ends_with_the_same_bytes(store, source, model) -> None:
+    night(store, source, model)
+    calibrate_collection.fn(store.uri, "parts", model, RATE)
+    write_photos(source, range(20, 32))
+    night(store, source, model)
+    undisturbed = written(store)
+    parts = store.find(*scores_folder("parts", model.partition))
+    store.fs.rm(store.path(*scores_folder("parts", model.partition), parts[-1]))
+    calibrate_collection.fn(store.uri, "parts", model, 0.5)
+    night(store, source, model)
+    assert written(store) == undisturbed
+
+
+def test_the_last_calibration_before_an_image_counts(store, source, model) -> None:
+    thresholds = []
+    for rate, numbers in ((0.5, range(20, 24)), (RATE, range(30, 34))):
+        night(store, source, model)
+        thresholds.append(calibrate_collection.fn(store.uri, "parts", model, rate).classes["parts"].score)
+        write_photos(source, numbers)
+    night(store, source, model)
+    rows = read_scores(store, model)
+    assert [rows[name]["threshold"] for name in ("000.png", "020.png", "030.png")] == [None, *thresholds]
+
+
+def test_the_store_says_where_the_thresholds_come_from(store, source, model) -> None:
+    night(store, source, model)
+    summary = calibrate_collection.fn(store.uri, "parts", model, RATE)
+    found = json.loads(store.read("collections/parts/thresholds/model=bundle.v1/from-00001/threshold.json"))
+    assert store.uri_of("collections/parts/thresholds/model=bundle.v1/from-00001/threshold.json") == summary.thresholds
+    assert (found["collection"], found["false_alarm_rate"], found["manifest_parts"]) == ("parts", RATE, 1)
+    assert (found["bundle_digest"], found["manifest_digest"]) == (model.digest, summary.manifest_digest)
+    assert found["classes"]["parts"]["images"] == 8
+
+
+def test_each_class_has_its_own_thresholds_and_one_that_is_too_small_none(store, tmp_path, model) -> None:
+    for name, numbers in (("bolt", range(6)), ("nut", range(10, 16)), ("washer", range(20, 22))):
+        write_photos(tmp_path / "source" / name / "good", numbers)
+    write_photos(tmp_path / "source/nut/broken", range(40, 43))
+    night(store, tmp_path / "source", model, "folders")
+    summary = calibrate_collection.fn(store.uri, "parts", model, RATE)
+    assert summary.too_small == {"washer": 2}
+    assert {name: found.images for name, found in summary.classes.items()} == {"bolt": 6, "nut": 6}  # not the broken
+    assert summary.classes["bolt"].score != summary.classes["nut"].score
+    for name in ("bolt", "washer"):
+        write_photos(tmp_path / "source" / name / "good", range(60, 61))
+    (tmp_path / "source/bolt/good/note.png").write_text("no image")
+    night(store, tmp_path / "source", model, "folders")
+    rows = list(read_parts(store, *scores_folder("parts", model.partition), schema=SCORES).to_pylist())[-3:]
+    decided = {(row["class_name"], row["error_kind"]): row["threshold"] for row in rows}
+    assert decided == {
+        ("bolt", None): summary.classes["bolt"].score,
+        ("bolt", "unsupported"): None,
+        ("washer", None): None,
+    }
+
+
+def test_too_few_images_for_the_rate_are_refused_with_their_number(store, source, model) -> None:
+    night(store, source, model)
+    with pytest.raises(InputError, match="needs 99 scored images of a class, 'parts' has 8 of 'parts'"):
+        calibrate_collection.fn(store.uri, "parts", model, 0.01)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        calibrate_collection.fn(store.uri, "parts", model, 1.0)
+
+
+def test_a_collection_that_is_not_scored_is_no_reference(store, source, model) -> None:
+    ingest_source.fn(store.uri, "parts", str(source), "flat", False)
+    with pytest.raises(InputError, match="run `anomalyclip score --collection parts` first"):
+        calibrate_collection.fn(store.uri, "parts", model, RATE)
+
+
+def test_the_thresholds_of_a_bundle_count_where_the_store_has_none(store, source, model, bundle, tmp_path) -> None:
+    night(store, source, model)
+    calibrate_collection.fn(store.uri, "parts", model, RATE)
+    calibrated = tmp_path / "calibrated"
+    calibrated.mkdir()
+    for path in bundle.iterdir():
+        (calibrated / path.name).write_bytes(path.read_bytes())
+    data = store.read("collections/parts/thresholds/model=bundle.v1/from-00001/threshold.json")
+    (calibrated / "threshold.json").write_bytes(json.dumps(json.loads(data) | {"reference": None}).encode())
+    other = ModelVersion(str(calibrated), "calibrated", "1", bundle_digest(calibrated))
+    assert other.digest != model.digest
+    night(store, source, other)
+    rows = read_scores(store, other)
+    assert {row["decision"] for row in rows.values()} == {"normal", "anomalous"}
+    assert {row["p_value"] for row in rows.values()} == {None}
+    assert {row["bundle_digest"] for row in rows.values()} == {other.digest}
+
+
+def test_thresholds_that_are_none_of_ours_are_refused_with_their_uri(store, model) -> None:
+    store.write(b'{"classes": []}', "collections/parts/thresholds/model=bundle.v1/from-00000/threshold.json")
+    with pytest.raises(InputError, match=r"from-00000/threshold\.json holds no thresholds"):
+        find_calibration(store, "parts", model, 0)
+    assert bundle_calibration(store, model) is None
+
+
+def calibration(scores: np.ndarray) -> Calibration:
+    return Calibration(Thresholds("parts", "models:/anomalyclip/1", "", "", 1, 0.01, {}), {"nut": np.sort(scores)})
+
+
+def test_scores_of_the_same_distribution_have_not_moved() -> None:
+    generator, flagged = np.random.default_rng(0), 0
+    for _ in range(200):
+        scores = pd.DataFrame({"class_name": "nut", "score": generator.beta(2, 5, 100)})
+        flagged += find_drift(calibration(generator.beta(2, 5, 500)), scores)[0].moved
+    assert flagged == 0  # 0.2 expected
+
+
+def test_scores_of_another_distribution_have_moved_and_unknown_classes_are_left_out() -> None:
+    generator = np.random.default_rng(0)
+    scores = pd.DataFrame({"class_name": ["nut"] * 100 + ["bolt"] * 50, "score": generator.beta(5, 5, 150)})
+    (drift,) = find_drift(calibration(generator.beta(2, 5, 500)), scores)
+    assert (drift.class_name, drift.images, drift.moved) == ("nut", 100, True)
+    assert drift.distance > 0.3
+
+
+def test_a_difference_that_is_significant_and_small_is_not_flagged() -> None:
+    generator = np.random.default_rng(0)
+    scores = pd.DataFrame({"class_name": "nut", "score": generator.normal(0.1, 1, 20_000)})
+    (drift,) = find_drift(calibration(generator.normal(0, 1, 20_000)), scores)
+    assert drift.p_value < 1e-6
+    assert not drift.moved
+
+
+def test_awkward_sizes_are_cut_at_no_higher_value_than_the_peak(store, source, model) -> None:
+    """An image's own map never exceeds the peak of its map at the model's size, so the pixel rate holds at any size."""
+    night(store, source, model)
+    for grid in read_maps(store, model).values():
+        peak = map_at(grid, 96, 96, 96, 4.0).max()
+        for size in ((1, 1), (40, 60), (300, 500), (1000, 3)):
+            assert map_at(grid, *size, 96, 4.0).max() <= peak + 1e-6
