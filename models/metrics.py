@@ -1,9 +1,11 @@
-"""Detection metrics of images and pixels, exact and from one ranking: AUROC, AP, F1-max, AUPRO.
+"""Detection metrics of images and pixels, exact: AUROC, AP, F1-max, AUPRO.
 
 A ROC, PR or PRO curve turns only at the scores of the anomalous items: between two of them only the false positives
-grow. So the positives are ranked, and the (far more) normal pixels are sorted block by block and counted against them:
-every metric is exact, no map is widened to float64, and beside its arguments a call holds boolean masks, the positives
-and one block (8 x the positives, at least an image). It takes the maps in memory; it does not stream them.
+grow. So only the anomalous ones are ranked, and the (far more) normal ones are counted against them.
+
+float32 maps go one by one through models.ranking.PixelRanking, which needs little memory beside the arguments and a
+temporary file of 2 bytes a pixel; with maps that need not be in memory together, use it directly. Of other types the
+normal pixels are sorted block by block (8 x the anomalous pixels, at least an image).
 
 What is undefined is None, never NaN; each function says when.
 """
@@ -13,13 +15,19 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-Metrics = dict[str, float | None]
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+from models.ranking import (
+    FPR_LIMIT,
+    Curve,
+    Metrics,
+    PixelRanking,
+    PixelResult,
+    official_area,
+    official_thresholds,
+    overlap_weights,
+    up_to_limit,
+)
 
-FPR_LIMIT = 0.3  # AUPRO is taken up to this false positive rate
-OFFICIAL_STEPS = 200  # thresholds of the published AUPRO
 SMALLEST_BLOCK = 1 << 18  # pixels; about one map of 518 x 518
 
 
@@ -36,6 +44,9 @@ def pixel_metrics(masks: Any, maps: Any) -> Metrics:
 
     All three are None where the pixels are of one class: no anomalous pixel, or no background.
     """
+    masks, maps = _checked(masks, maps, ndim=3)
+    if maps.dtype == np.float32:
+        return _ranked(masks, maps).pixel
     return _metrics(*_as_arrays(masks, maps, ndim=3))
 
 
@@ -48,13 +59,18 @@ def aupro(masks: Any, maps: Any, definition: Literal["official", "standard"] = "
     standard: every distinct threshold, from (0, 0), interpolated linearly at FPR 0.3, divided by 0.3.
     Both: a region is an 8-connected component of one mask. None without a region or without background.
     """
-    positive, scores = _as_arrays(masks, maps, ndim=3)
+    if definition not in ("official", "standard"):
+        raise ValueError(f"AUPRO has the definitions 'official' and 'standard', not {definition!r}.")
+    masks, maps = _checked(masks, maps, ndim=3)
+    if maps.dtype == np.float32:
+        return _ranked(masks, maps).aupro[definition]
     if definition == "official":
-        return _official_aupro(positive, scores)
-    if definition == "standard":
-        curve = pro_curve(positive, scores)
-        return None if curve is None else _area_to_limit(*curve, FPR_LIMIT) / FPR_LIMIT
-    raise ValueError(f"AUPRO has the definitions 'official' and 'standard', not {definition!r}.")
+        return _official_aupro(*_as_arrays(masks, maps, ndim=3))
+    curve = pro_curve(masks, maps)
+    if curve is None:
+        return None
+    fpr, overlap = up_to_limit(*curve)
+    return float(np.trapezoid(overlap, fpr)) / FPR_LIMIT
 
 
 def pro_curve(masks: Any, maps: Any) -> Curve | None:
@@ -127,8 +143,23 @@ def _metrics(positive: NDArray[np.bool_], scores: NDArray[Any]) -> Metrics:
     return {"auroc": ranked.auroc, "ap": ranked.average_precision, "f1_max": ranked.f1_max}
 
 
+def _ranked(masks: NDArray[Any], maps: NDArray[np.float32]) -> PixelResult:
+    with PixelRanking() as ranking:
+        for mask, anomaly_map in zip(masks, maps, strict=True):
+            ranking.add(mask if mask.dtype == bool else mask > 0.5, anomaly_map)
+        return ranking.result()
+
+
 def _as_arrays(labels: Any, scores: Any, ndim: int | None = None) -> tuple[NDArray[np.bool_], NDArray[Any]]:
     """Labels as booleans (> 0.5) and finite scores in their own dtype, of one shape; (N, 1, H, W) becomes (N, H, W)."""
+    labels, scores = _checked(labels, scores, ndim)
+    if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
+        raise ValueError("Scores must be finite: NaN or infinity cannot be ranked.")
+    return labels if labels.dtype == bool else labels > 0.5, scores
+
+
+def _checked(labels: Any, scores: Any, ndim: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Arrays of numbers of one shape, without a channel axis."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     if ndim == 3:
         labels, scores = (a[:, 0] if a.ndim == 4 and a.shape[1] == 1 else a for a in (labels, scores))
@@ -137,9 +168,7 @@ def _as_arrays(labels: Any, scores: Any, ndim: int | None = None) -> tuple[NDArr
         raise ValueError(f"Expected {wanted} of one shape, got {labels.shape} and {scores.shape}.")
     if labels.dtype.kind not in "biuf" or scores.dtype.kind not in "biuf":
         raise ValueError(f"Expected numbers, got labels of {labels.dtype} and scores of {scores.dtype}.")
-    if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
-        raise ValueError("Scores must be finite: NaN or infinity cannot be ranked.")
-    return labels if labels.dtype == bool else labels > 0.5, scores
+    return labels, scores
 
 
 def _one_class(positive: NDArray[np.bool_]) -> bool:
@@ -162,38 +191,22 @@ def _background_counts(
 
 def _overlap_weights(positive: NDArray[np.bool_]) -> NDArray[np.float64]:
     """What each positive pixel, in C order, adds to the mean overlap: 1 / (area of its region x number of regions)."""
-    weights, regions = [], 0
-    for mask in positive:
-        labels, found = ndimage.label(mask, structure=np.ones((3, 3)))  # H W, 8-connected
-        inside = labels[mask]
-        weights.append(1 / np.bincount(inside)[inside])
-        regions += found
-    return np.concatenate(weights) / regions
+    weights, regions = zip(*map(overlap_weights, positive), strict=True)
+    return np.concatenate(weights) / sum(regions)
 
 
 def _official_aupro(positive: NDArray[np.bool_], maps: NDArray[Any]) -> float | None:
     if _one_class(positive):
         return None
-    thresholds = _official_thresholds(maps)
+    low, high = maps.min(), maps.max()
+    if maps.dtype.kind != "f":
+        low, high = int(low), int(high)  # small integers would overflow in the difference
+    thresholds = official_thresholds(low, high)
     above, _ = _background_counts(positive, maps, thresholds)
     fpr = above / (positive.size - np.count_nonzero(positive))
     exceeded = np.searchsorted(thresholds, maps[positive])  # the number of thresholds that each positive pixel exceeds
     overlap = np.bincount(exceeded, weights=_overlap_weights(positive), minlength=len(thresholds) + 1)
-    pro = np.cumsum(overlap[::-1])[::-1][1:]
-    fpr, pro = fpr[fpr < FPR_LIMIT], pro[fpr < FPR_LIMIT]
-    if len(np.unique(fpr)) < 2:
-        return None
-    rescaled = (fpr - fpr.min()) / (fpr.max() - fpr.min())
-    return float(np.trapezoid(pro[::-1], rescaled[::-1]))  # FPR falls as thresholds rise
-
-
-def _official_thresholds(maps: NDArray[Any]) -> NDArray[Any]:
-    """np.arange in the maps' own dtype, rounding included: about 200 of them, none for constant maps."""
-    low, high = maps.min(), maps.max()
-    if maps.dtype.kind != "f":
-        low, high = int(low), int(high)  # small integers would overflow in the difference
-    delta = (high - low) / OFFICIAL_STEPS
-    return np.arange(low, high, delta) if 0 < delta < np.inf else np.empty(0, maps.dtype)
+    return official_area(fpr, np.cumsum(overlap[::-1])[::-1][1:])
 
 
 def _turning_points(above: NDArray[Any], at_least: NDArray[Any], negatives: int, rate: NDArray[Any]) -> Curve:
@@ -201,9 +214,3 @@ def _turning_points(above: NDArray[Any], at_least: NDArray[Any], negatives: int,
     fpr = np.stack([above, at_least], axis=1).ravel() / negatives  # 2T
     rates = np.stack([np.append(0, rate[:-1]), rate], axis=1).ravel()  # 2T
     return np.concatenate([[0], fpr, [1]]), np.concatenate([[0], rates, [1]])
-
-
-def _area_to_limit(fpr: NDArray[np.float64], rate: NDArray[np.float64], limit: float) -> float:
-    """The area under a curve from FPR 0 to the limit, which is interpolated."""
-    inside = fpr <= limit
-    return float(np.trapezoid(np.append(rate[inside], np.interp(limit, fpr, rate)), np.append(fpr[inside], limit)))
