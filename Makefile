@@ -6,7 +6,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check bench bench-embedded pretrain clean
+.PHONY: help demo test check bench bench-embedded bench-metrics pretrain clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,9 @@ bench: .venv/installed  ## Measure the detector against the machine's limit, and
 
 bench-embedded: .venv/installed  ## Measure the embedded backbone on families and images that no training saw
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.embedded --json bench-embedded.json
+
+bench-metrics: .venv/installed  ## Measure the pixel metrics beside the published way
+	$(BIN)/python -m benchmarks.metrics --json bench-metrics.json
 
 pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing (about 1.5 hours)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain
