@@ -15,7 +15,6 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,21 @@ from models.backbone import Backbone, load_backbone
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE
 from models.embedded.captions import DAMAGED_STATES, GENERIC_NAMES, NORMAL_STATES, TEMPLATES, tokens
 from models.embedded.generator import SPLIT, scene
+from models.intervals import RESAMPLES, bootstrap_image_metrics, interval
 from models.losses import TEMPERATURE, patch_probabilities
 from models.maps import upsample
 from models.metrics import aupro, image_metrics, pixel_metrics
-from models.preprocess import normalise, to_square
+from models.preprocess import normalise, preprocess_mask, to_square
 from models.prompts import PromptLearner
 from models.training import extract_features, train_prompts
+from tasks.demo_data import FIRST_SEED, SIZE, solar_cell_files
+from tasks.images import decode_image, read_mask
+from tasks.layouts import read_layout
+from tasks.store import read_uri
+from tasks.training import epoch_batches
 
-SCENE_SIZE, FIRST_SEED, SEED, SIGMA, BATCH = 256, 10_000_000, 111, 4.0, 8
-BOOTSTRAPS, BINS = 1000, 512
+SEED, SIGMA = 111, 4.0
+BINS = 512
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,9 @@ class Found:
 
 def draw(job: tuple[str, int, int]) -> tuple[np.ndarray, int, np.ndarray]:
     family, number, size = job
-    made = scene(family, SCENE_SIZE, FIRST_SEED + number, n_damaged=number % 2)
-    image, mask = (made.damaged[0], made.masks[0]) if made.damaged else (made.normal, np.zeros((SCENE_SIZE,) * 2, bool))
-    return to_square(Image.fromarray(image), size), number % 2, shrunk_mask(Image.fromarray(mask), size)
-
-
-def shrunk_mask(mask: Image.Image, size: int) -> np.ndarray:
-    return np.asarray(mask.convert("L").resize((size, size), Image.Resampling.NEAREST)) > 0
+    made = scene(family, SIZE, FIRST_SEED + number, n_damaged=number % 2)
+    image, mask = (made.damaged[0], made.masks[0]) if made.damaged else (made.normal, np.zeros((SIZE, SIZE), bool))
+    return to_square(Image.fromarray(image), size), number % 2, preprocess_mask(Image.fromarray(mask), size)
 
 
 def generated(split: str, images: int, size: int) -> dict[str, Samples]:
@@ -86,21 +87,18 @@ def stacked(rows: list[tuple[np.ndarray, int, np.ndarray]]) -> Samples:
 
 
 def solar_cells(size: int) -> Samples:
-    folder: Any = files("elpv_dataset") / "data"
-    lines = [line.split() for line in (folder / "labels.csv").read_text().splitlines() if line.strip()]
-    certain = [(name, int(float(p))) for name, p, _ in lines if float(p) in (0.0, 1.0)]
-    images = [to_square(Image.open(folder / name), size) for name, _ in certain]
+    certain = [(path, label) for label in (0, 1) for path in solar_cell_files(certainty=float(label))]
+    images = [to_square(Image.open(path), size) for path, _ in certain]
     return Samples(np.stack(images), np.array([label for _, label in certain]), None)
 
 
-def labelled(file: Path, size: int) -> Samples:
-    """The `labels` layout: a JSON list of image, label and mask, paths beside the file."""
+def labelled(file: str, size: int) -> Samples:
+    """Images, labels and masks of the layout `labels`."""
     rows = []
-    for record in json.loads(file.read_text()):
-        mask = np.zeros((size, size), bool)
-        if record.get("mask"):
-            mask = shrunk_mask(Image.open(file.parent / record["mask"]), size)
-        rows.append((to_square(Image.open(file.parent / record["image"]), size), int(record["label"]), mask))
+    for entry in read_layout(file, "labels", "benchmark")[1]:
+        image = decode_image(read_uri(entry.object.uri))
+        mask = read_mask(entry.mask_uri) if entry.mask_uri else Image.new("L", image.size)
+        rows.append((to_square(image, size), int(entry.label or 0), preprocess_mask(mask, size)))
     return stacked(rows)
 
 
@@ -127,12 +125,8 @@ def learned(backbone: Backbone, auxiliary: Samples, dpam_layers: int, epochs: in
     assert auxiliary.masks is not None
     features = extract_features(backbone, normalise(auxiliary.images), (backbone.layers,), dpam_layers, 32)
     prompts = PromptLearner(backbone, generator=torch.Generator().manual_seed(SEED))
-    order = torch.Generator().manual_seed(SEED)
-    batches = (
-        batch.tolist()
-        for _ in range(epochs)
-        for batch in torch.randperm(len(auxiliary.labels), generator=order).split(BATCH)
-    )
+    images = torch.arange(len(auxiliary.labels))
+    batches = (batch for epoch in range(1, epochs + 1) for batch in epoch_batches(images, SEED, epoch))
     train_prompts(prompts, features, torch.from_numpy(auxiliary.masks), torch.from_numpy(auxiliary.labels), batches)
     return prompts.text_features().detach()
 
@@ -164,26 +158,20 @@ def figures(samples: Samples, found: Found, size: int) -> dict[str, float | None
     return row
 
 
-def image_resamples(samples: Samples, found: Found) -> np.ndarray:
-    """(BOOTSTRAPS,) image AUROC; the draws depend on the labels alone, so those of two detectors are paired."""
-    return np.array([auroc_of(samples.labels[pick], found.scores[pick]) for pick in picks(samples.labels)])
+def image_resamples(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(RESAMPLES,) image AUROC; those of two detectors are paired."""
+    resamples = bootstrap_image_metrics(labels, scores, seed=SEED)
+    assert resamples, "every set has both classes"
+    return resamples["auroc"]
 
 
 def picks(labels: np.ndarray) -> Iterator[np.ndarray]:
     rng, sides = np.random.default_rng(SEED), [np.flatnonzero(labels == label) for label in (0, 1)]
-    return (np.concatenate([rng.choice(side, len(side)) for side in sides]) for _ in range(BOOTSTRAPS))
-
-
-def auroc_of(labels: np.ndarray, scores: np.ndarray) -> float:
-    from scipy.stats import rankdata
-
-    positives = labels.sum()
-    ranks = rankdata(scores)[labels == 1].sum()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * (len(labels) - positives)))
+    return (np.concatenate([rng.choice(side, len(side)) for side in sides]) for _ in range(RESAMPLES))
 
 
 def pixel_resamples(samples: Samples, found: Found, size: int) -> np.ndarray:
-    """(BOOTSTRAPS,) pixel AUROC of resampled images, from histograms of BINS ranks an image (exact to about 1e-3)."""
+    """(RESAMPLES,) pixel AUROC of resampled images, from histograms of BINS ranks an image (exact to about 1e-3)."""
     maps = upsample(found.grids, size, SIGMA).numpy()
     edges = np.quantile(maps[:, ::8, ::8], np.linspace(0, 1, BINS + 1)[1:-1])
     bins = np.searchsorted(edges, maps.reshape(len(maps), -1))
@@ -200,10 +188,6 @@ def pixel_resamples(samples: Samples, found: Found, size: int) -> np.ndarray:
     return np.array(areas)
 
 
-def interval(values: np.ndarray) -> list[float]:
-    return [float(x) for x in np.quantile(values, [0.025, 0.975])]
-
-
 def compare(sets: dict[str, Samples], found: dict[str, dict[str, Found]], size: int) -> dict[str, Any]:
     """By detector: the mean over the sets, with intervals, and the differences from the first detector."""
     summary: dict[str, Any] = {}
@@ -211,7 +195,9 @@ def compare(sets: dict[str, Samples], found: dict[str, dict[str, Found]], size: 
     for method in next(iter(found.values())):
         rows = {name: figures(samples, found[name][method], size) for name, samples in sets.items()}
         keys = next(iter(rows.values()))
-        draws[method] = {"image_auroc": mean_over(sets, lambda n, m=method: image_resamples(sets[n], found[n][m]))}
+        draws[method] = {
+            "image_auroc": mean_over(sets, lambda n, m=method: image_resamples(sets[n].labels, found[n][m].scores))
+        }
         if "pixel_auroc" in keys:
             draws[method]["pixel_auroc"] = mean_over(
                 sets, lambda n, m=method: pixel_resamples(sets[n], found[n][m], size)
@@ -304,7 +290,7 @@ def main() -> None:
         return compare(sets, found, args.size)
 
     real = {"solar cells": solar_cells(args.size)}
-    real |= {name: labelled(Path(file), args.size) for name, _, file in (text.partition("=") for text in args.labels)}
+    real |= {name: labelled(file, args.size) for name, _, file in (text.partition("=") for text in args.labels)}
     result = {"held-out families": judge(generated("held_out", args.images, args.size))}
     result |= {name: judge({name: samples}) for name, samples in real.items()}
     for title, summary in result.items():

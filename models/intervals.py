@@ -18,20 +18,21 @@ def bootstrap_image_metrics(
     """AUROC, AP and F1-max (resamples,) of images drawn with replacement; labels (N,) 0 or 1, scores (N,).
 
     As many normal and as many anomalous images are drawn as there are, so that every resample has both. None where one
-    class is missing. A resample is a count for each image: the images are ranked once.
+    class is missing. The draws depend on labels and seed alone: those of two detectors are paired, and their difference
+    has an interval of its own. A resample is a count for each image: the images are ranked once.
     """
     positive, scores = np.asarray(labels) > 0.5, np.asarray(scores)
     if not positive.any() or positive.all():
         return None
     order = np.argsort(-scores, kind="stable")
-    positive, scores = positive[order], scores[order]
+    scores = scores[order]
     last = np.append(scores[1:] != scores[:-1], True)  # of the images that share a score
     rng = np.random.default_rng(seed)
     step = max(1, BLOCK // len(scores))
     blocks = [
         _metrics(
-            _draw(rng, positive, min(step, resamples - start))[:, last],
-            _draw(rng, ~positive, min(step, resamples - start))[:, last],
+            np.cumsum(_draw(rng, positive, min(step, resamples - start))[:, order], axis=1)[:, last],
+            np.cumsum(_draw(rng, ~positive, min(step, resamples - start))[:, order], axis=1)[:, last],
         )
         for start in range(0, resamples, step)
     ]
@@ -45,11 +46,11 @@ def interval(values: NDArray[np.float64], level: float = LEVEL) -> Interval:
 
 
 def _draw(rng: np.random.Generator, members: NDArray[np.bool_], resamples: int) -> NDArray[np.int64]:
-    """(resamples, N): how many of the first n images were drawn, n from 1 to N; only members are, each time as many."""
+    """(resamples, N): how often each image was drawn; only members are, each time as many as there are."""
     counts = np.zeros((resamples, len(members)), np.int64)
     size = int(members.sum())
     counts[:, members] = rng.multinomial(size, np.full(size, 1 / size), size=resamples)
-    return np.cumsum(counts, axis=1)
+    return counts
 
 
 def _metrics(tp: NDArray[np.int64], fp: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

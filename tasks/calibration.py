@@ -1,4 +1,4 @@
-"""Calibration of a collection's scores against themselves, and the test whether later scores still fit them.
+"""Calibration of a collection's scores against themselves.
 
 The reference is what a model has scored of the collection so far, unlabelled; images that are known to be anomalous are
 left out. models.conformal says what is guaranteed, and what unknown anomalies in the reference do.
@@ -6,7 +6,6 @@ left out. models.conformal says what is guaranteed, and what unknown anomalies i
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ import pyarrow as pa
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from scipy.stats import ks_2samp
 
 from models.conformal import conformal_threshold, smallest_reference
 from models.detector import DetectorConfig, read_bundle_config
@@ -26,7 +24,6 @@ from tasks.scoring import scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
 from tasks.thresholds import (
-    Calibration,
     ClassThreshold,
     Thresholds,
     calibration_name,
@@ -38,8 +35,6 @@ REFERENCE = pa.schema(
     [("image_id", pa.string()), ("class_name", pa.string()), ("score", pa.float64()), ("peak", pa.float64())]
 )
 MAPS_AT_ONCE = 32  # maps in memory at a time: 34 MB at 518 pixels
-DRIFT_LEVEL = 0.001  # of the two-sample test, divided by the number of classes
-DRIFT_DISTANCE = 0.15  # of the two distributions, 0 to 1: with many images any difference is significant
 
 
 @dataclass(frozen=True)
@@ -53,17 +48,6 @@ class CalibrateSummary:
     too_small: dict[str, int]
     manifest_digest: str
     thresholds: str
-
-
-@dataclass(frozen=True)
-class Drift:
-    """Two-sample Kolmogorov-Smirnov test of a class: images of the night, distance of the distributions, p-value."""
-
-    class_name: str
-    images: int
-    distance: float
-    p_value: float
-    moved: bool
 
 
 @task(name="calibrate", task_run_name="calibrate {collection}", cache_policy=NO_CACHE)
@@ -139,22 +123,3 @@ def read_peaks(store: Store, collection: str, model: ModelVersion, config: Detec
             highest = maps.amax(dim=(1, 2)).tolist()
             peaks |= zip((row["image_id"] for row in rows), highest, strict=True)
     return peaks
-
-
-# --- drift ------------------------------------------------------------------------------------------------------------
-
-
-def find_drift(calibration: Calibration, scores: pd.DataFrame) -> list[Drift]:
-    """Whether the scores (class_name, score) of a night come from the reference's distribution, by class."""
-    classes = [(str(name), rows["score"].to_numpy(float)) for name, rows in scores.groupby("class_name")
-               if str(name) in calibration.scores]  # fmt: skip
-    return [
-        compare_scores(name, calibration.scores[name], found, DRIFT_LEVEL / len(classes)) for name, found in classes
-    ]
-
-
-def compare_scores(name: str, reference: Any, scores: Any, level: float) -> Drift:
-    result = ks_2samp(reference, scores, method="asymp")
-    distance, p_value = float(result.statistic), float(result.pvalue)
-    moved = p_value < level and distance >= DRIFT_DISTANCE
-    return Drift(name, len(scores), distance, p_value, moved)

@@ -3,6 +3,7 @@
 import io
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -65,17 +66,22 @@ def copy_solar_cells(store: str, per_label: int, seed: int = 0) -> str:
 
     What exists is not written again, so that another demo on the same store has nothing to score.
     """
-    try:
-        package = files("elpv_dataset") / "data"
-    except ModuleNotFoundError as error:
-        raise InputError("the demo needs the package elpv-dataset: pip install 'anomalyclip-batch[demo]'") from error
-    lines = [line.split() for line in (package / "labels.csv").read_text().splitlines() if line.strip()]
     folder, target = f"demo/solar-cells-{per_label}", Store(store)
     rng, existing = np.random.default_rng(seed), set(target.find(folder))
     for label, certainty in (("good", 0.0), ("defective", 1.0)):
-        names = [name for name, probability, _ in lines if float(probability) == certainty]
-        for name in rng.choice(names, min(per_label, len(names)), replace=False):
-            file = str(name).rpartition("/")[2]
-            if f"{label}/{file}" not in existing:
-                target.write((package / str(name)).read_bytes(), folder, label, file)
+        cells = solar_cell_files(certainty)
+        for number in rng.choice(len(cells), min(per_label, len(cells)), replace=False):
+            file = cells[number]
+            if f"{label}/{file.name}" not in existing:
+                target.write(file.read_bytes(), folder, label, file.name)
     return target.uri_of(folder)
+
+
+def solar_cell_files(certainty: float) -> list[Path]:
+    """Photographs of the cells that are defective with this probability (0 and 1: beyond doubt), in the package's order."""
+    try:
+        package = Path(str(files("elpv_dataset") / "data"))
+    except ModuleNotFoundError as error:
+        raise InputError("the demo needs the package elpv-dataset: pip install 'anomalyclip-batch[demo]'") from error
+    lines = [line.split() for line in (package / "labels.csv").read_text().splitlines() if line.strip()]
+    return [package / name for name, probability, _ in lines if float(probability) == certainty]

@@ -13,16 +13,8 @@ from models.preprocess import as_viewed
 from tasks.errors import InputError
 from tasks.store import read_uri
 
-UNREADABLE_SUFFIXES = {
-    ".svg",
-    ".heic",
-    ".heif",
-    ".dcm",
-    ".raw",
-    ".nef",
-    ".cr2",
-    ".dng",
-}  # images all the same: a row each
+# Images all the same, of which each gets a row:
+UNREADABLE_SUFFIXES = {".svg", ".heic", ".heif", ".dcm", ".raw", ".nef", ".cr2", ".dng"}
 DOCUMENT_SUFFIXES = {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}  # Pillow knows them, but they are no images
 SUFFIXES = frozenset(Image.registered_extensions()) - DOCUMENT_SUFFIXES | UNREADABLE_SUFFIXES
 FORMATS = sorted(set(Image.OPEN) - {"EPS"})  # Pillow hands PostScript to an interpreter

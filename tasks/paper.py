@@ -43,7 +43,8 @@ METRICS = IMAGE_METRICS + PIXEL_METRICS
 
 def reported(layout: str, method: str = "AnomalyCLIP") -> dict[str, float | None]:
     """Each of METRICS in percent, None where the paper has no such number for the data set."""
-    column, values = METHODS.index(method), dict.fromkeys(METRICS, None) | {}
+    column = METHODS.index(method)
+    values: dict[str, float | None] = dict.fromkeys(METRICS)
     for names, table in ((IMAGE_METRICS, IMAGE_LEVEL), (PIXEL_METRICS, PIXEL_LEVEL)):
         if cell := table[layout][column] if layout in table else None:
             values |= dict(zip(names, cell, strict=True))

@@ -51,6 +51,12 @@ def registered(tmp_path_factory: pytest.TempPathFactory, bundle: Path, empty_dat
 
 
 @pytest.fixture
+def model(bundle: Path, registered: Registered) -> ModelVersion:
+    """The bundle by its folder: scoring then needs no registry."""
+    return ModelVersion(str(bundle), "bundle", "1", registered.model.digest)
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 

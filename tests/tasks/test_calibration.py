@@ -1,31 +1,25 @@
-"""Calibration: what it learns from scores and maps, for which images it counts, and what has drifted."""
+"""Calibration: what it learns from scores and maps, and for which images it counts."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from models.detector import bundle_digest
 from models.maps import map_at
-from tasks.calibration import calibrate_collection, find_drift
+from tasks.calibration import calibrate_collection
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion
 from tasks.scoring import plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parts
-from tasks.thresholds import Calibration, Thresholds, bundle_calibration, find_calibration
-from tests.tasks.conftest import Registered, write_photos
+from tasks.thresholds import bundle_calibration, find_calibration
+from tests.tasks.conftest import write_photos
 
 RATE = 0.25  # needs three images
-
-
-@pytest.fixture
-def model(bundle: Path, registered: Registered) -> ModelVersion:
-    return ModelVersion(str(bundle), "bundle", "1", registered.model.digest)
 
 
 @pytest.fixture
@@ -192,34 +186,6 @@ def test_thresholds_that_are_none_of_ours_are_refused_with_their_uri(store, mode
     with pytest.raises(InputError, match=r"from-00000/threshold\.json holds no thresholds"):
         find_calibration(store, "parts", model, 0)
     assert bundle_calibration(store, model) is None
-
-
-def calibration(scores: np.ndarray) -> Calibration:
-    return Calibration(Thresholds("parts", "models:/anomalyclip/1", "", "", 1, 0.01, {}), {"nut": np.sort(scores)})
-
-
-def test_scores_of_the_same_distribution_have_not_moved() -> None:
-    generator, flagged = np.random.default_rng(0), 0
-    for _ in range(200):
-        scores = pd.DataFrame({"class_name": "nut", "score": generator.beta(2, 5, 100)})
-        flagged += find_drift(calibration(generator.beta(2, 5, 500)), scores)[0].moved
-    assert flagged == 0  # 0.2 expected
-
-
-def test_scores_of_another_distribution_have_moved_and_unknown_classes_are_left_out() -> None:
-    generator = np.random.default_rng(0)
-    scores = pd.DataFrame({"class_name": ["nut"] * 100 + ["bolt"] * 50, "score": generator.beta(5, 5, 150)})
-    (drift,) = find_drift(calibration(generator.beta(2, 5, 500)), scores)
-    assert (drift.class_name, drift.images, drift.moved) == ("nut", 100, True)
-    assert drift.distance > 0.3
-
-
-def test_a_difference_that_is_significant_and_small_is_not_flagged() -> None:
-    generator = np.random.default_rng(0)
-    scores = pd.DataFrame({"class_name": "nut", "score": generator.normal(0.1, 1, 20_000)})
-    (drift,) = find_drift(calibration(generator.normal(0, 1, 20_000)), scores)
-    assert drift.p_value < 1e-6
-    assert not drift.moved
 
 
 def test_awkward_sizes_are_cut_at_no_higher_value_than_the_peak(store, source, model) -> None:

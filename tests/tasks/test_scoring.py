@@ -21,7 +21,7 @@ from tasks.registry import ModelVersion
 from tasks.scoring import Shard, plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parts
-from tests.tasks.conftest import Registered, photo, write_photos
+from tests.tasks.conftest import photo, write_photos
 from tests.tasks.test_images import BAD
 
 REGION = pa.struct(
@@ -34,12 +34,6 @@ CONTRACT = {
     "bundle_digest": pa.string(), "error_kind": pa.string(), "error_detail": pa.string(),
     "p_value": pa.float64(),
 }  # fmt: skip
-
-
-@pytest.fixture
-def model(bundle: Path, registered: Registered) -> ModelVersion:
-    """The bundle by its folder: scoring then needs no registry."""
-    return ModelVersion(str(bundle), "bundle", "1", registered.model.digest)
 
 
 @pytest.fixture
