@@ -27,9 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import published_form
+from benchmarks.processes import in_its_own_process, peak_memory_gb
 from models import Detector, load_detector
 from models.backbone import Backbone, linear, load_backbone
 from models.detector import PRECISIONS, read_bundle_config, resolve_device
@@ -164,22 +163,7 @@ def best_seconds(call: Callable[[], Any], device: torch.device, shortest: float)
     return min(times)
 
 
-def peak_memory_gb() -> float:
-    """Of this process. Not ru_maxrss where /proc is at hand: a spawned process inherits its parent's there."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
-
-
-def in_its_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def benchmark(model: str, batches: Sequence[int], precisions: Sequence[str], device: str) -> list[dict[str, Any]]:

@@ -25,12 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from skimage.measure import label, regionprops
-from sklearn.metrics import auc, roc_auc_score
 
-from benchmarks.detector import in_its_own_process, peak_memory_gb
-from models.maps import upsample
+from benchmarks.processes import in_its_own_process, peak_memory_gb
 from models.metrics import aupro, pixel_metrics
 from models.ranking import PixelRanking
 
@@ -67,6 +63,10 @@ def images(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def smoothed(grid: np.ndarray) -> np.ndarray:
+    import torch
+
+    from models.maps import upsample
+
     return upsample(torch.from_numpy(grid), SIZE, SIGMA).numpy()
 
 
@@ -81,11 +81,16 @@ def arrays(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def published_auroc(masks: np.ndarray, maps: np.ndarray) -> dict[str, float | None]:
+    from sklearn.metrics import roc_auc_score
+
     return {"auroc": float(roc_auc_score(masks.ravel(), maps.ravel()))}
 
 
 def published_aupro(masks: np.ndarray, maps: np.ndarray) -> dict[str, float | None]:
     """masks float32, as the published data loader has them."""
+    from skimage.measure import label, regionprops
+    from sklearn.metrics import auc
+
     low, high = maps.min(), maps.max()
     binary = np.zeros_like(maps, dtype=bool)
     fprs, pros = [], []
@@ -125,6 +130,7 @@ def measure_arrays(metric: str, way: str, maps: int, measured: int) -> Measureme
 
 
 def measure_stream(maps: int) -> Measurement:
+    smoothed(np.zeros((GRID, GRID), np.float32))  # imports torch
     before, started, preparing = peak_memory_gb(), time.process_time(), 0.0
     with PixelRanking() as ranking:
         source = images(maps)

@@ -1,7 +1,7 @@
 """Pixels of any number of maps, ranked exactly in bounded memory: what pixel metrics and AUPRO are computed from.
 
 float32 has an order-preserving 32-bit key. Of each pixel the lower half of its key is spilled to a temporary file,
-grouped by the upper half (a radix partition, a million pixels at a time); how many pixels each of the 65,536
+grouped by the upper half (a radix partition, half a million pixels at a time); how many pixels each of the 65,536
 upper halves holds is counted on the way. Afterwards the upper halves that hold anomalous pixels are taken from the
 highest down: counting their lower halves gives the numbers of anomalous and normal pixels at every distinct score, so
 nothing is rounded, binned or sampled. The rest is known from the counts without being read.
@@ -26,7 +26,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 FPR_LIMIT = 0.3  # AUPRO is taken up to this false positive rate
 OFFICIAL_STEPS = 200  # thresholds of the published AUPRO
-RUN = 1 << 20  # pixels that are grouped at a time
+RUN = 1 << 19  # pixels that are grouped at a time; about two maps of 518 x 518
 HALVES = 1 << 16  # values that half a key can have
 CURVE_STEPS = 1000  # what a kept point of a PRO curve differs by from the one before, in either direction: 1 / this
 
@@ -109,7 +109,7 @@ class PixelRanking:
         wanted = self._anomalous.totals > 0
         wanted[upper] = True
         normal_above = self._normal.totals.sum() - np.cumsum(self._normal.totals)  # pixels of all higher halves
-        for half in np.flatnonzero(wanted)[::-1]:
+        for half in np.flatnonzero(wanted)[::-1].tolist():
             normal, _ = self._normal.histogram(half)
             anomalous, weights = self._anomalous.histogram(half)
             fp_at_least = normal_above[half] + np.cumsum(normal[::-1])[::-1]  # HALVES
@@ -140,6 +140,15 @@ class Piece(NamedTuple):
     overlap_beyond: NDArray[np.float64]  # (K,)
 
 
+class Run(NamedTuple):
+    """Where a run starts in the file, how many keys it has, and its lowest and highest upper half."""
+
+    offset: int
+    size: int
+    first: int
+    last: int
+
+
 class HalfKeys:
     """The lower halves of keys (and a weight each), in a temporary file, grouped by their upper halves.
 
@@ -149,7 +158,8 @@ class HalfKeys:
     def __init__(self, weighted: bool = False) -> None:
         self.totals = np.zeros(HALVES, np.int64)  # how many flushed keys have each upper half
         self._file = tempfile.TemporaryFile(prefix="anomalyclip-")  # noqa: SIM115 - closed by `close`
-        self._runs: list[tuple[int, int]] = []  # where it starts in the file, how many keys
+        self._descriptor = self._file.fileno()
+        self._runs: list[Run] = []
         self._keys = np.empty(RUN, np.uint32)
         self._weights = np.empty(RUN, np.float64) if weighted else None
         self._waiting = 0
@@ -177,14 +187,16 @@ class HalfKeys:
         keys = self._keys[: self._waiting]
         upper = (keys >> 16).astype(np.uint16)
         order = np.argsort(upper, kind="stable")  # a radix sort, for 16 bits
-        sizes = np.bincount(upper, minlength=HALVES)
-        self._runs.append((self._file.seek(0, 2), len(keys)))
-        self._file.write(np.append(0, np.cumsum(sizes)).astype(np.uint32).data)
+        upper = upper[order]
+        first, last = int(upper[0]), int(upper[-1])
+        index = np.searchsorted(upper, np.arange(first, last + 2))
+        self.totals[first : last + 1] += np.diff(index)
+        self._runs.append(Run(self._file.seek(0, 2), len(keys), first, last))
+        self._file.write(index.astype(np.uint32).data)
         self._file.write(keys.astype(np.uint16)[order].data)
         if self._weights is not None:
             self._file.write(self._weights[: len(keys)][order].data)
         self._file.flush()
-        self.totals += sizes
         self._waiting = 0
 
     def histogram(self, half: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -199,19 +211,20 @@ class HalfKeys:
     def _batches(self, half: int) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.float64] | None]]:
         """The lower halves below an upper half, with their weights, about a run's length at a time."""
         lower, weights, size = [], [], 0
-        for offset, length in self._runs:
-            start, stop = self._read(offset + 4 * int(half), 2, np.uint32).tolist()
-            data = offset + 4 * (HALVES + 1)
-            lower.append(self._read(data + 2 * start, stop - start, np.uint16))
-            if self._weights is not None:
-                weights.append(self._read(data + 2 * length + 8 * start, stop - start, np.float64))
-            size += stop - start
-            if size >= RUN or offset == self._runs[-1][0]:
+        for run in self._runs:
+            if run.first <= half <= run.last:
+                start, stop = self._read(run.offset + 4 * (half - run.first), 2, np.uint32).tolist()
+                data = run.offset + 4 * (run.last - run.first + 2)
+                lower.append(self._read(data + 2 * start, stop - start, np.uint16))
+                if self._weights is not None:
+                    weights.append(self._read(data + 2 * run.size + 8 * start, stop - start, np.float64))
+                size += stop - start
+            if lower and (size >= RUN or run is self._runs[-1]):
                 yield np.concatenate(lower), np.concatenate(weights) if weights else None
                 lower, weights, size = [], [], 0
 
     def _read(self, offset: int, count: int, dtype: Any) -> NDArray[Any]:
-        return np.frombuffer(os.pread(self._file.fileno(), count * np.dtype(dtype).itemsize, offset), dtype)
+        return np.frombuffer(os.pread(self._descriptor, count * np.dtype(dtype).itemsize, offset), dtype)
 
 
 @dataclass

@@ -153,7 +153,7 @@ def test_precision_and_recall_are_those_of_scikit_learn_at_the_thresholds():
 
 
 def test_counting_in_several_blocks_changes_nothing(monkeypatch):
-    masks, maps = random_case(10, shape=(40, 12, 12), share=0.01)
+    masks, maps = random_case(10, shape=(40, 12, 12), share=0.01, dtype=np.float64)
     whole = pixel_metrics(masks, maps), aupro(masks, maps), aupro(masks, maps, "standard")
     monkeypatch.setattr("models.metrics.SMALLEST_BLOCK", 1)
     assert (pixel_metrics(masks, maps), aupro(masks, maps), aupro(masks, maps, "standard")) == whole
