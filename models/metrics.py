@@ -46,7 +46,7 @@ def pixel_metrics(masks: Any, maps: Any) -> Metrics:
     """
     masks, maps = _checked(masks, maps, ndim=3)
     if maps.dtype == np.float32:
-        return _ranked(masks, maps).pixel
+        return rank_pixels(masks, maps).pixel
     return _metrics(*_as_arrays(masks, maps, ndim=3))
 
 
@@ -63,7 +63,7 @@ def aupro(masks: Any, maps: Any, definition: Literal["official", "standard"] = "
         raise ValueError(f"AUPRO has the definitions 'official' and 'standard', not {definition!r}.")
     masks, maps = _checked(masks, maps, ndim=3)
     if maps.dtype == np.float32:
-        return _ranked(masks, maps).aupro[definition]
+        return rank_pixels(masks, maps).aupro[definition]
     if definition == "official":
         return _official_aupro(*_as_arrays(masks, maps, ndim=3))
     curve = pro_curve(masks, maps)
@@ -143,7 +143,8 @@ def _metrics(positive: NDArray[np.bool_], scores: NDArray[Any]) -> Metrics:
     return {"auroc": ranked.auroc, "ap": ranked.average_precision, "f1_max": ranked.f1_max}
 
 
-def _ranked(masks: NDArray[Any], maps: NDArray[np.float32]) -> PixelResult:
+def rank_pixels(masks: NDArray[Any], maps: NDArray[np.float32]) -> PixelResult:
+    """All pixel metrics and AUPRO of float32 maps (N, H, W) from one ranking; masks are bool, or above 0.5."""
     with PixelRanking() as ranking:
         for mask, anomaly_map in zip(masks, maps, strict=True):
             ranking.add(mask if mask.dtype == bool else mask > 0.5, anomaly_map)

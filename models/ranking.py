@@ -28,6 +28,7 @@ FPR_LIMIT = 0.3  # AUPRO is taken up to this false positive rate
 OFFICIAL_STEPS = 200  # thresholds of the published AUPRO
 RUN = 1 << 19  # pixels that are grouped at a time; about two maps of 518 x 518
 HALVES = 1 << 16  # values that half a key can have
+FEW = 1 << 12  # keys that are sorted quicker than counted in a table of all HALVES
 CURVE_STEPS = 1000  # what a kept point of a PRO curve differs by from the one before, in either direction: 1 / this
 
 
@@ -110,19 +111,19 @@ class PixelRanking:
         wanted[upper] = True
         normal_above = self._normal.totals.sum() - np.cumsum(self._normal.totals)  # pixels of all higher halves
         for half in np.flatnonzero(wanted)[::-1].tolist():
-            normal, _ = self._normal.histogram(half)
-            anomalous, weights = self._anomalous.histogram(half)
-            fp_at_least = normal_above[half] + np.cumsum(normal[::-1])[::-1]  # HALVES
-            scores = np.flatnonzero(anomalous)  # T, ascending
-            tp_at_least = tp + np.cumsum(anomalous[scores][::-1])
-            overlap_at_least = np.append(overlap, overlap + np.cumsum(weights[scores][::-1]))  # T + 1, highest first
+            normal, counts, _ = self._normal.counted(half)
+            fp_from = normal_above[half] + np.append(np.cumsum(counts[::-1])[::-1], 0)  # from each normal score on
+            scores, counts, weights = self._anomalous.counted(half)
+            scores = scores[::-1]  # T, highest first
+            tp_at_least = tp + np.cumsum(counts[::-1])
+            overlap_at_least = overlap + np.append(0, np.cumsum(weights[::-1]))  # T + 1
             first, last = np.searchsorted(upper, [half, half + 1])
-            lower = thresholds[first:last] & (HALVES - 1)
-            higher_scores = len(scores) - np.searchsorted(scores, lower, side="right")
-            fp = fp_at_least[scores[::-1]]
+            lower = (thresholds[first:last] & (HALVES - 1)).astype(np.uint16)
             yield Piece(
-                tp, tp_at_least, fp, fp - normal[scores[::-1]], overlap_at_least,
-                slice(first, last), fp_at_least[lower] - normal[lower], overlap_at_least[higher_scores],
+                tp, tp_at_least, fp_from[np.searchsorted(normal, scores)],
+                fp_from[np.searchsorted(normal, scores, side="right")], overlap_at_least, slice(first, last),
+                fp_from[np.searchsorted(normal, lower, side="right")],
+                overlap_at_least[len(scores) - np.searchsorted(scores[::-1], lower, side="right")],
             )  # fmt: skip
             tp, overlap = int(tp_at_least[-1]) if len(scores) else tp, float(overlap_at_least[-1])
 
@@ -199,14 +200,21 @@ class HalfKeys:
         self._file.flush()
         self._waiting = 0
 
-    def histogram(self, half: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """How many keys of this upper half have each lower half (65,536,), and the sum of their weights or zeros."""
-        counts, weights = np.zeros(HALVES, np.int64), np.zeros(HALVES)
-        for lower, found in self._batches(half) if self.totals[half] else ():
-            counts += np.bincount(lower, minlength=HALVES)
-            if found is not None:
-                weights += np.bincount(lower, found, minlength=HALVES)
-        return counts, weights
+    def counted(self, half: int) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.float64]]:
+        """The distinct lower halves (n,) of an upper half, ascending, how many keys have each, and their weights' sum.
+
+        That is their number again where keys have no weights.
+        """
+        if self.totals[half] <= min(FEW, RUN):  # one batch at most
+            lower, weights = next(self._batches(half), (np.empty(0, np.uint16), None))
+            scores, inverse, counts = np.unique(lower, return_inverse=True, return_counts=True)
+            return scores, counts, np.bincount(inverse, weights, minlength=len(scores)).astype(np.float64)
+        table, sums = np.zeros(HALVES, np.int64), np.zeros(HALVES)
+        for lower, weights in self._batches(half):
+            table += np.bincount(lower, minlength=HALVES)
+            sums += np.bincount(lower, weights, minlength=HALVES)
+        found = np.flatnonzero(table)
+        return found.astype(np.uint16), table[found], sums[found]
 
     def _batches(self, half: int) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.float64] | None]]:
         """The lower halves below an upper half, with their weights, about a run's length at a time."""

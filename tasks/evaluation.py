@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from models.detector import DetectorConfig, read_bundle_config
 from models.maps import upsample
-from models.metrics import aupro, image_metrics, pixel_metrics, pro_curve, rank
+from models.metrics import image_metrics, pro_curve, rank, rank_pixels
 from models.preprocess import preprocess_mask
 from tasks.errors import InputError
 from tasks.images import read_mask
@@ -64,7 +64,8 @@ def evaluate_class(name: str, scored: Scored) -> ClassMetrics:
     pixel: Mapping[str, float | None] = {"auroc": None, "ap": None, "f1_max": None}
     overlap = None
     if scored.maps is not None and scored.masks is not None:
-        pixel, overlap = pixel_metrics(scored.masks, scored.maps), aupro(scored.masks, scored.maps, AUPRO_DEFINITION)
+        ranked = rank_pixels(scored.masks, scored.maps)
+        pixel, overlap = ranked.pixel, ranked.aupro[AUPRO_DEFINITION]
     return ClassMetrics(
         name, len(labels), int(labels.sum()),
         image["auroc"], image["ap"], image["f1_max"], pixel["auroc"], pixel["ap"], pixel["f1_max"], overlap,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,6 +65,11 @@ def anomalyclip(
     return call
 
 
+def hear_ctrl_c() -> None:
+    """A shell that runs the tests in the background lets them, and all that they start, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
     """The command in a process group of its own, with its own Prefect home."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
@@ -71,5 +77,5 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
     environment.pop("PREFECT_API_URL", None)
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
