@@ -161,7 +161,9 @@ def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
 def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.evaluate import evaluate
 
-    s = evaluate(arguments.collection, arguments.model, store=arguments.store)
+    s = evaluate(
+        arguments.collection, arguments.model, arguments.baseline, arguments.backbone, store=arguments.store
+    )  # fmt: skip
     heads = METRIC_HEADS | {"aupro": f"AUPRO ({s.aupro_definition})"}
     rows = [asdict(row) for row in (s.metrics if len(s.metrics) > 2 else s.metrics[:1])]
     return s, f"{as_table(rows, heads)}\n{s.model} on {s.collection}, MLflow run {s.mlflow_run}"
@@ -313,7 +315,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", run_evaluate, "Metrics against labels and masks, into MLflow.",
                        "anomalyclip evaluate --collection cookies")  # fmt: skip
     add_collection(evaluate)
-    add_model(evaluate)
+    evaluated = evaluate.add_mutually_exclusive_group()
+    add_model(evaluated)
+    evaluated.add_argument("--baseline", choices=("clip", "clip-ac", "winclip"),
+                           help="score and evaluate this training-free detector instead")  # fmt: skip
+    evaluate.add_argument("--backbone", metavar="SPEC", help="of the baseline (default: the champion's, else embedded)")
 
     calibrate = command("calibrate", run_calibrate, "Set thresholds from the scores of an unlabelled reference.",
                         "anomalyclip calibrate --collection line-4 --false-alarm-rate 0.01")  # fmt: skip
@@ -363,7 +369,7 @@ def checkpoint(value: str) -> tuple[str, str]:
     return name, file
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--model", default="models:/anomalyclip@champion", metavar="URI",
                         help="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle folder (default: champion)")  # fmt: skip
 
