@@ -19,7 +19,6 @@ from PIL import Image
 from flows.cli import main
 from models.embedded.generator import SPLIT, scene
 
-
 AWKWARD = ("good/a+b 100%.png", "good/größe #1.png", "good/two words.png")
 
 
@@ -110,7 +109,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def buckets(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
-    """Empty but for the bucket `photos` with images of awkward names; a bucket `results`; MLflow in a database of its own."""
+    """Buckets `photos` with images of awkward names and `results`, no others; MLflow in a database of the test's own."""
     for name, value in {
         "AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",

@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
 
     def forward(self, body: bytes, truncated: bool) -> None:
-        """What the server says; truncated: half of the body under the length of the whole, as a lost connection leaves it."""
+        """What the server says; truncated: half of the body under the length of the whole."""
         upstream = HTTPConnection(self.server.target.hostname or "", self.server.target.port)
         upstream.request(self.command, self.path, body, dict(self.headers))
         answer = upstream.getresponse()
