@@ -12,10 +12,12 @@ one of two versions that the gate let through, with the other one in the history
 
 import getpass
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -47,7 +49,7 @@ def promote_version(store: str, candidate: ModelVersion, gate: Gate, force: bool
         raise InputError("another version has become the champion meanwhile: run the same command again")
     set_champion(client, [*history, candidate.version])
     if gate.run and gate.reference:
-        client.set_registered_model_tag(MODEL_NAME, REFERENCE, gate.reference)
+        tag_model(client, REFERENCE, gate.reference)
     over = f"over version {gate.champion}" if gate.champion else "where there was no champion"
     tag(client, candidate.version, {"promoted": f"{over} {signature()}"})
     return True
@@ -82,36 +84,36 @@ def champions(client: MlflowClient) -> list[str]:
 
 def set_champion(client: MlflowClient, history: list[str]) -> None:
     client.set_registered_model_alias(MODEL_NAME, CHAMPION, history[-1])
-    client.set_registered_model_tag(MODEL_NAME, HISTORY, " ".join(history))
+    tag_model(client, HISTORY, " ".join(history))
 
 
-def gate_tags(gate: Gate, force: bool) -> dict[str, object]:
-    overridden = f"overridden by {user()}" if force else "refused"
+def gate_tags(gate: Gate, force: bool) -> dict[str, str | None]:
+    """gate.reason names the metric, the reference, the difference with its interval, the champion and the margin."""
+    failed = "overridden" if force else "refused"
     return {
-        "gate": "passed" if gate.passed else overridden,
+        "gate": f"{'passed' if gate.passed else failed}, {signature()}",
         "gate.reason": gate.reason,
-        "gate.champion": gate.champion,
         "gate.reference": gate.reference,
-        "gate.metric": gate.metric,
-        "gate.margin": gate.margin,
-        "gate.difference": gate.difference,
         "gate.run": gate.run,
         "gate.champion_run": gate.champion_run,
-        "gate.time": now(),
     }
 
 
-def tag(client: MlflowClient, version: str, tags: dict[str, object]) -> None:
+def tag(client: MlflowClient, version: str, tags: Mapping[str, str | None]) -> None:
     for key, value in tags.items():
-        client.set_model_version_tag(MODEL_NAME, version, key, "–" if value is None else str(value))
+        client.set_model_version_tag(MODEL_NAME, version, key, value or "–")
+
+
+def tag_model(client: MlflowClient, key: str, value: str) -> None:
+    """Two that set a tag at once for the first time collide in MLflow's database: the second try finds it there."""
+    try:
+        client.set_registered_model_tag(MODEL_NAME, key, value)
+    except MlflowException:
+        client.set_registered_model_tag(MODEL_NAME, key, value)
 
 
 def signature() -> str:
-    return f"by {user()} at {now()}"
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return f"by {user()} at {datetime.now(UTC).isoformat(timespec='seconds')}"
 
 
 def user() -> str:
