@@ -1,9 +1,10 @@
 """The paper's training-free baselines: CLIP, CLIP-AC and WinCLIP, whose prompts name the class of the image.
 
-CLIP has two hand-written prompts, CLIP-AC the compositional ensemble (every state in every template); both read the image
-score off the class token of an unchanged CLIP and the map off its patch tokens. WinCLIP (Jeong et al., CVPR 2023; zero-shot)
-has the ensemble too, and its map comes from windows: the class token is computed again from the patches of each window
-alone. Its image score is CLIP-AC's, as section 4.1 has it. Temperature, preprocessing and smoothing are the detector's.
+CLIP has two hand-written prompts, CLIP-AC the same words in the templates that CLIP's authors recommend for ImageNet; both
+read the image score off the class token of an unchanged CLIP and the map off its patch tokens. WinCLIP (Jeong et al., CVPR
+2023; zero-shot) has a compositional ensemble, every state in every template, and its map comes from windows: the class token
+is computed again from the patches of each window alone. Its image score is that of the whole image's class token, as section
+4.1 has it. Temperature, preprocessing and smoothing are the detector's.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
 from models.backbone import (
@@ -46,6 +48,10 @@ TEMPLATES = (
 )
 
 
+def recommended(subject: str) -> Prompts:
+    return tuple(template(subject) for template in OPENAI_IMAGENET_TEMPLATES)
+
+
 def composed(states: Prompts) -> Prompts:
     return tuple(template.format(state) for state in states for template in TEMPLATES)
 
@@ -53,7 +59,7 @@ def composed(states: Prompts) -> Prompts:
 ENSEMBLE = (composed(NORMAL_STATES), composed(ABNORMAL_STATES))
 PROMPTS: dict[str, tuple[Prompts, Prompts]] = {  # of each baseline: normal, abnormal
     "clip": (("a photo of a normal {}",), ("a photo of an anomalous {}",)),
-    "clip-ac": ENSEMBLE,
+    "clip-ac": (recommended("normal {}"), recommended("anomalous {}")),
     "winclip": ENSEMBLE,
 }
 WINDOWS = (2, 3)  # sides in patches
@@ -61,12 +67,15 @@ WINDOW_TOKENS = 16_384  # of the windows that are run together
 
 
 def baseline_config(name: str, backbone: Backbone) -> DetectorConfig:
-    """The config of a baseline's bundle; ValueError where its windows are larger than the patch grid."""
+    """The config of a baseline's bundle, prompts included, so that its digest covers them.
+
+    ValueError where its windows are larger than the patch grid.
+    """
     if name == "winclip" and backbone.grid < max(WINDOWS):
         raise ValueError(f"WinCLIP's windows of 3 x 3 patches do not fit an image of {backbone.image_size} pixels")
     return DetectorConfig(
         backbone.spec, backbone.weights_sha256, backbone.image_size, (backbone.layers,), dpam_layers=0,
-        n_ctx=0, depth=0, deep_ctx=0, baseline=name,
+        n_ctx=0, depth=0, deep_ctx=0, baseline=name, training={"prompts": PROMPTS[name]},
     )  # fmt: skip
 
 

@@ -167,7 +167,8 @@ def resolve_device(device: str) -> torch.device:
 
 
 def write_bundle_config(folder: Path, config: DetectorConfig) -> None:
-    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")
+    given = {name: value for name, value in asdict(config).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(given, indent=2, sort_keys=True) + "\n")
 
 
 def read_bundle_config(folder: str | Path) -> DetectorConfig:

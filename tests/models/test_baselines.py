@@ -5,9 +5,10 @@ from functools import cache
 
 import pytest
 import torch
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 from models.backbone import Backbone
-from models.baselines import PROMPTS, Baseline, baseline_config, harmonic_map
+from models.baselines import PROMPTS, Baseline, ClipDetector, baseline_config, harmonic_map
 from models.stream import batch_size_for
 from tests.models import seeded
 
@@ -110,10 +111,18 @@ def test_the_ensemble_is_every_state_in_every_template(backbone: Backbone) -> No
             for template in TEMPLATES:
                 prompts.append(template.format(state.format("metal nut")))
         expected.append(plain_text(backbone, prompts))
-    for name in ("clip-ac", "winclip"):
-        found = build(backbone, name).for_class("metal_nut").text_features
-        torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
+    found = build(backbone, "winclip").for_class("metal_nut").text_features
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
     assert [len(part) for part in PROMPTS["winclip"]] == [7 * 22, 4 * 22]
+
+
+@torch.no_grad()
+def test_clip_ac_has_the_words_of_clip_in_the_templates_for_imagenet(backbone: Backbone) -> None:
+    words = ("normal metal nut", "anomalous metal nut")
+    expected = [plain_text(backbone, [template(word) for template in OPENAI_IMAGENET_TEMPLATES]) for word in words]
+    found = build(backbone, "clip-ac").for_class("metal_nut").text_features
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
+    assert PROMPTS["clip-ac"][1][0] == "a bad photo of a anomalous {}."
 
 
 @torch.no_grad()
@@ -142,10 +151,12 @@ def test_winclip_is_the_loop_over_images_and_windows(backbone: Backbone, images,
         torch.testing.assert_close(grid, torch.tensor(expected_grid), atol=1e-5, rtol=0)
 
 
-def test_winclips_image_score_is_that_of_the_ensemble_and_its_map_is_not(backbone: Backbone, images) -> None:
-    (score, grid), (other_score, other_grid) = (
-        build(backbone, name).for_class("nut").score_grids(images) for name in ("winclip", "clip-ac")
-    )
+def test_winclips_image_score_is_that_of_the_whole_image_and_its_map_is_not_that_of_the_patches(
+    backbone: Backbone, images
+) -> None:
+    windows = build(backbone, "winclip").for_class("nut")
+    whole = ClipDetector(windows.visual, windows.positions, windows.text_features, windows.config, {}, "fp32")
+    (score, grid), (other_score, other_grid) = windows.score_grids(images), whole.score_grids(images)
     torch.testing.assert_close(score, other_score, atol=1e-6, rtol=0)
     assert (grid - other_grid).abs().max() > 1e-3
 
