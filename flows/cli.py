@@ -220,7 +220,6 @@ def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
 
     s = compare([arguments.run_id, *arguments.others], store=arguments.store)
     heads = {"class_name": "class", "run_id": "run", "model": "model"} | METRIC_HEADS
-    heads |= {"aupro": f"AUPRO ({s.aupro_definition})"}
     moved: dict[tuple[str, str], dict[str, Any]] = {}
     for d in s.differences:
         row = moved.setdefault((d.class_name, d.run_id), {"class_name": d.class_name, "run_id": d.run_id})
