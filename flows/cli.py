@@ -22,7 +22,7 @@ from tasks.store import CACHE, Store, default_store
 Handler = Callable[[argparse.Namespace], tuple[Any, str]]  # the summary, and what a person reads of it
 METRIC_HEADS = {
     "class_name": "class", "images": "images", "image_auroc": "image AUROC", "image_ap": "AP", "image_f1_max": "F1-max",
-    "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
+    "pixel_auroc": "pixel AUROC", "aupro": "AUPRO (official)", "aupro_standard": "AUPRO (standard)",
 }  # fmt: skip
 GATE = """The gate passes
 where the lower end of the 95 % interval of the difference, from a bootstrap paired by image on the newest state of the
@@ -185,9 +185,36 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     s = evaluate(
         arguments.collection, arguments.model, arguments.baseline, arguments.backbone, store=arguments.store
     )  # fmt: skip
-    heads = METRIC_HEADS | {"aupro": f"AUPRO ({s.aupro_definition})"}
-    rows = [asdict(row) for row in (s.metrics if len(s.metrics) > 2 else s.metrics[:1])]
-    return s, f"{as_table(rows, heads)}\n{s.model} on {s.collection}, MLflow run {s.mlflow_run}"
+    rows = s.metrics if len(s.metrics) > 2 else s.metrics[:1]
+    return s, "\n".join(
+        [
+            as_table([with_intervals(row) for row in rows], METRIC_HEADS),
+            "[…] 95 % bootstrap intervals over the images, pixel metrics have none; AUPRO by the published code (official)",
+            "and with its usual integral up to a false positive rate of 0.3 (standard)",
+            *undefined_lines(rows),
+            f"{s.model} on {s.collection}, MLflow run {s.mlflow_run}",
+        ]
+    )
+
+
+def with_intervals(row: Any) -> dict[str, Any]:
+    cells = asdict(row)
+    return cells | {m: f"{cells[m]:.3f} [{low:.3f}, {high:.3f}]" for m, (low, high) in row.intervals.items()}
+
+
+def undefined_lines(rows: Sequence[Any]) -> list[str]:
+    """A line a reason: which of the metrics shown are undefined for it, and in which classes."""
+    found: dict[str, dict[str, list[str]]] = {}  # classes by their metrics by reason
+    for row in rows:
+        for reason in dict.fromkeys(row.undefined.values()):
+            metrics = ", ".join(
+                METRIC_HEADS[m] for m, why in row.undefined.items() if why == reason and m in METRIC_HEADS
+            )
+            found.setdefault(reason, {}).setdefault(metrics, []).append(row.class_name)
+    return [
+        f"– {reason}: " + "; ".join(f"{metrics} of {', '.join(names)}" for metrics, names in metrics_of.items())
+        for reason, metrics_of in found.items()
+    ]
 
 
 def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -195,7 +222,6 @@ def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
 
     s = compare([arguments.run_id, *arguments.others], store=arguments.store)
     heads = {"class_name": "class", "run_id": "run", "model": "model"} | METRIC_HEADS
-    heads |= {"aupro": f"AUPRO ({s.aupro_definition})"}
     moved: dict[tuple[str, str], dict[str, Any]] = {}
     for d in s.differences:
         row = moved.setdefault((d.class_name, d.run_id), {"class_name": d.class_name, "run_id": d.run_id})

@@ -53,6 +53,7 @@ class ComparedMetrics:
     image_f1_max: float | None
     pixel_auroc: float | None
     aupro: float | None
+    aupro_standard: float | None
 
 
 @dataclass(frozen=True)

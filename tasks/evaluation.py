@@ -1,38 +1,63 @@
-"""Metrics of a scored, labelled collection: from the tables in the store to an MLflow run."""
+"""Metrics of a scored, labelled collection: from the tables in the store to an MLflow run.
+
+The patch grids are read from the store once. Maps are made of them one by one, at the size of the protocol, and ranked
+on disk (models.ranking): memory does not depend on how many images a class has, and nothing is rounded.
+"""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import mlflow
 import mlflow.data.pandas_dataset
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models.detector import DetectorConfig, read_bundle_config
+from models.intervals import RESAMPLES, Interval, bootstrap_image_metrics, interval
 from models.maps import upsample
-from models.metrics import image_metrics, pro_curve, rank, rank_pixels
+from models.metrics import image_metrics
 from models.preprocess import preprocess_mask
+from models.ranking import Curve, PixelRanking, PixelResult, one_class_reason
 from tasks.errors import InputError
-from tasks.images import read_mask
-from tasks.manifest import Manifest, labelled_test_rows, read_manifest
+from tasks.figures import Curves, save_histogram
+from tasks.grids import spilled_grids
+from tasks.images import UnreadableImage, read_mask
+from tasks.manifest import Manifest, labelled_test_rows, read_manifest, records
+from tasks.pictures import image_and_heat, side_by_side
 from tasks.registry import ModelVersion, bundle_folder, tracked_run
 from tasks.scoring import scores_folder
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
+from tasks.tables import SCORES, read_parts, to_parquet
 
-METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
-AUPRO_DEFINITION: Literal["official"] = "official"  # as the published code has it; see models.metrics.aupro
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_standard")
+METRICS = IMAGE_METRICS + PIXEL_METRICS
+AUPRO_DEFINITION: Literal["official"] = "official"  # of `aupro`: as the published code has it; see models.metrics.aupro
+SEED = 0  # of the bootstrap
+FACTS = ["image_id", "uri", "etag", "class_name", "split", "defect_type", "label", "mask_uri"]  # of the manifest
+MASKS_AT_ONCE, READERS = 32, 8
+WORST = 8  # images shown of each kind of error
+PICTURE = 448  # pixels, the longer side
+
+Draws = dict[str, np.ndarray]  # an image metric (resamples,)
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Metrics of one class in [0, 1]; None where undefined: one kind of image only, or no ground truth of regions."""
+    """Metrics of one class in [0, 1], None where undefined; aupro and aupro_standard are the two definitions.
+
+    intervals: of each image metric that is defined, 95 % by bootstrap over the images (pixel metrics have none);
+    undefined: why a metric is None.
+    """
 
     class_name: str
     images: int
@@ -44,93 +69,97 @@ class ClassMetrics:
     pixel_ap: float | None
     pixel_f1_max: float | None
     aupro: float | None
+    aupro_standard: float | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The labelled images of one class that have a score; grids (N, g, g), masks (N, S, S) or None without ground truth.
+class EvaluatedClass:
+    """A class with what only its figures and the mean need: the PRO curve and the bootstrapped image metrics."""
 
-    pixel_rows: the images that take part in pixel metrics, all but anomalous ones without a mask.
+    metrics: ClassMetrics
+    curve: Curve | None
+    draws: Draws | None
+
+
+class Grids(Protocol):
+    """Patch grids (g, g) float32 by image id."""
+
+    def __getitem__(self, image: str, /) -> np.ndarray: ...
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate_class(
+    name: str, rows: pd.DataFrame, grids: Grids, config: DetectorConfig, seed: list[int]
+) -> EvaluatedClass:
+    """rows: the scored images of the class, in an order that the bootstrap can be repeated with."""
+    labels, scores = labels_and_scores(rows)
+    anomalous = int(labels.sum())
+    values = {f"image_{metric}": value for metric, value in image_metrics(labels, scores).items()}
+    undefined, bootstrapped = dict[str, str](), bootstrap_image_metrics(labels, scores, seed=seed)
+    if bootstrapped is None:
+        undefined = dict.fromkeys(IMAGE_METRICS, one_class_reason(anomalous, len(labels) - anomalous, "image"))
+    draws = bootstrapped and {f"image_{metric}": drawn for metric, drawn in bootstrapped.items()}
+    ranked = rank_maps(rows, grids, config)
+    values |= {f"pixel_{metric}": value for metric, value in ranked.pixel.items()}
+    values |= {"aupro": ranked.aupro[AUPRO_DEFINITION], "aupro_standard": ranked.aupro["standard"]}
+    for reason in ranked.undefined.values():  # of all of them or of one definition
+        undefined |= {metric: reason for metric in PIXEL_METRICS if values[metric] is None}
+    found = ClassMetrics(name, len(labels), anomalous, **values, intervals=intervals_of(draws), undefined=undefined)
+    return EvaluatedClass(found, ranked.curve, draws)
+
+
+def mean_over_classes(classes: list[EvaluatedClass]) -> ClassMetrics:
+    """Unweighted means, as the paper takes them, over the classes where a metric is defined.
+
+    Their intervals come of the same resamples: within each class, independent of the other classes.
     """
-
-    rows: pd.DataFrame
-    maps: np.ndarray | None
-    masks: np.ndarray | None
-
-
-def evaluate_class(name: str, scored: Scored) -> ClassMetrics:
-    labels, scores = scored.rows["label"].to_numpy(int), scored.rows["score"].to_numpy(float)
-    image = image_metrics(labels, scores)
-    pixel: Mapping[str, float | None] = {"auroc": None, "ap": None, "f1_max": None}
-    overlap = None
-    if scored.maps is not None and scored.masks is not None:
-        ranked = rank_pixels(scored.masks, scored.maps)
-        pixel, overlap = ranked.pixel, ranked.aupro[AUPRO_DEFINITION]
+    rows, means = [each.metrics for each in classes], dict[str, float | None]()
+    for metric in METRICS:
+        values = [value for row in rows if (value := getattr(row, metric)) is not None]
+        means[metric] = float(np.mean(values)) if values else None
+    undefined = {metric: "undefined in every class" for metric, value in means.items() if value is None}
+    drawn = [each.draws for each in classes if each.draws]
+    draws = {metric: np.mean([draw[metric] for draw in drawn], axis=0) for metric in IMAGE_METRICS if drawn}
     return ClassMetrics(
-        name, len(labels), int(labels.sum()),
-        image["auroc"], image["ap"], image["f1_max"], pixel["auroc"], pixel["ap"], pixel["f1_max"], overlap,
+        "mean", sum(row.images for row in rows), sum(row.anomalous for row in rows), **means,
+        intervals=intervals_of(draws), undefined=undefined,
     )  # fmt: skip
 
 
-def mean_over_classes(classes: list[ClassMetrics]) -> ClassMetrics:
-    """Unweighted means, as the paper takes them, over the classes where a metric is defined."""
-    means = {}
-    for metric in METRICS:
-        values = [getattr(c, metric) for c in classes if getattr(c, metric) is not None]
-        means[metric] = float(np.mean(values)) if values else None
-    return ClassMetrics("mean", sum(c.images for c in classes), sum(c.anomalous for c in classes), **means)
+def intervals_of(draws: Draws | None) -> dict[str, Interval]:
+    return {metric: interval(drawn) for metric, drawn in (draws or {}).items()}
 
 
-def labelled_rows(manifest: Manifest) -> pd.DataFrame:
-    """Labelled rows of the manifest; InputError where there are none."""
-    labelled = labelled_test_rows(manifest.rows)
-    if labelled.empty:
-        raise InputError(
-            f"the collection {manifest.collection!r} has no labels: ingest it with a layout that has them (folders, mvtec)"
+def labels_and_scores(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return rows["label"].to_numpy(int), rows["score"].to_numpy(float)
+
+
+def rank_maps(rows: pd.DataFrame, grids: Grids, config: DetectorConfig) -> PixelResult:
+    """All pixels of a class's images whose truth is known; one map and a few masks are in memory at a time."""
+    known = with_truth(rows)
+    if known.empty:
+        reason = "no masks" if (rows["label"] == 1).any() else "no anomalous image"
+        return PixelResult(
+            dict.fromkeys(("auroc", "ap", "f1_max")), dict.fromkeys(("official", "standard")), None, {"pixel": reason}
         )
-    return labelled
+    truth = partial(ground_truth, size=config.image_size)
+    with PixelRanking() as ranking, ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(known), MASKS_AT_ONCE):
+            some = known.iloc[start : start + MASKS_AT_ONCE]
+            for image, mask in zip(some["image_id"], readers.map(truth, some["mask_uri"]), strict=True):
+                anomaly_map = upsample(torch.tensor(grids[image]), config.image_size, config.sigma)
+                ranking.add(mask, anomaly_map.numpy())
+        return ranking.result()
 
 
-def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.DataFrame:
-    """Labelled rows of the manifest with their scores; InputError where there are no labels or no scores."""
-    labelled = labelled_rows(manifest)
-    folder = scores_folder(manifest.collection, model.partition)
-    table = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score", "mask_uri", "error_kind"])
-    scores = table.to_pandas().drop_duplicates("image_id")
-    joined = labelled.merge(scores, on="image_id", how="inner", suffixes=("", "_predicted"))
-    joined = joined[joined["score"].notna()]
-    if joined.empty:
-        raise InputError(
-            f"{model.uri} has scored no labelled image of {manifest.collection!r}: "
-            f"run `anomalyclip score --collection {manifest.collection}` first"
-        )
-    return joined
-
-
-def read_grids(store: Store, collection: str, model: ModelVersion, images: Iterable[str]) -> dict[str, np.ndarray]:
-    """Patch grids (g, g) float32 of these images, by their ids; one part of the maps is in memory at a time."""
-    folder, wanted, grids = scores_folder(collection, model.partition, "maps"), set(images), {}
-    for part in store.find(*folder, suffix=".parquet"):
-        columns = (column.to_pylist() for column in read_parquet(store, *folder, part).select(MAPS.names))
-        for image, rows, cols, values in zip(*columns, strict=True):
-            if image in wanted:
-                grids[image] = np.frombuffer(values, "<f4").reshape(rows, cols)
-    return grids
-
-
-def by_class(
-    rows: pd.DataFrame, grids: Mapping[str, np.ndarray], config: DetectorConfig
-) -> Iterator[tuple[str, Scored]]:
-    """The classes one after the other: the maps of only one are in memory."""
-    for name, class_rows in rows.groupby("class_name", sort=True):
-        with_truth = class_rows[(class_rows["label"] == 0) | class_rows["mask_uri"].notna()]
-        if not class_rows["mask_uri"].notna().any():
-            yield str(name), Scored(class_rows, None, None)
-            continue
-        stacked = torch.from_numpy(np.stack([grids[image] for image in with_truth["image_id"]]))
-        maps = upsample(stacked, config.image_size, config.sigma).numpy()
-        masks = np.stack([ground_truth(uri, config.image_size) for uri in with_truth["mask_uri"]])
-        yield str(name), Scored(class_rows, maps, masks)
+def with_truth(rows: pd.DataFrame) -> pd.DataFrame:
+    """What takes part in pixel metrics: of classes with any mask all images but anomalous ones without a mask."""
+    masked = rows["mask_uri"].notna()
+    return rows[(masked | (rows["label"] == 0)) & masked.groupby(rows["class_name"]).transform("any")]
 
 
 def ground_truth(mask_uri: Any, size: int) -> np.ndarray:
@@ -139,7 +168,7 @@ def ground_truth(mask_uri: Any, size: int) -> np.ndarray:
     return preprocess_mask(read_mask(mask_uri), size)
 
 
-# --- MLflow -----------------------------------------------------------------------------------------------------------
+# --- from the store ---------------------------------------------------------------------------------------------------
 
 
 @task(name="evaluate", task_run_name="evaluate {collection}", cache_policy=NO_CACHE)
@@ -153,109 +182,134 @@ def evaluate_collection(store: str, collection: str, model: ModelVersion) -> tup
 def log_evaluation(
     store: Store, collection: str, model: ModelVersion, config: DetectorConfig
 ) -> tuple[list[ClassMetrics], str]:
-    manifest = read_manifest(store, collection)
+    manifest = read_manifest(store, collection, FACTS)
     rows = scored_rows(store, manifest, model)
-    grids = read_grids(store, collection, model, rows["image_id"])
-    classes, curves = [], Curves()
-    for name, scored in by_class(rows, grids, config):
-        classes.append(evaluate_class(name, scored))
-        curves.add(name, scored)
-    table = [*classes, mean_over_classes(classes)]
-    params = {
-        "collection": collection, "model": model.uri, "bundle_digest": model.digest, "manifest_digest": manifest.digest,
-        "backbone": config.backbone, "backbone_sha256": config.weights_sha256, "image_size": config.image_size,
-        "feature_layers": list(config.feature_layers), "aupro_definition": AUPRO_DEFINITION,
-    }  # fmt: skip
-    with tracked_run(store, f"evaluate {collection}", params) as run_id:
-        mlflow.set_tag("step", "evaluate")
-        log_metrics(table)
-        log_dataset(store, manifest)
-        log_files(rows, curves)
+    worst = worst_images(rows)
+    shown = pd.concat([with_truth(rows), *worst.values()])["image_id"]
+    with (
+        tempfile.TemporaryDirectory(prefix="anomalyclip-") as name,
+        spilled_grids(store, collection, model, shown) as grids,
+    ):
+        classes, curves = [], Curves()
+        for number, (class_name, members) in enumerate(rows.groupby("class_name", sort=True)):
+            found = evaluate_class(str(class_name), members, grids, config, [SEED, number])
+            curves.add(found.metrics.class_name, *labels_and_scores(members), found.curve)
+            classes.append(found)
+        table = [*(each.metrics for each in classes), mean_over_classes(classes)]
+        save_scores(rows, Path(name) / "scores.parquet")
+        curves.save(Path(name) / "curves.png")
+        save_histogram(rows, Path(name) / "histogram.png")
+        save_pictures(worst, grids, config, Path(name) / "worst")
+        with tracked_run(store, f"evaluate {collection}", parameters(manifest, model, config)) as run_id:
+            mlflow.set_tag("step", "evaluate")
+            log_metrics(table)
+            log_dataset(store, manifest)
+            mlflow.log_artifacts(name)
     return table, run_id
 
 
+def labelled_rows(manifest: Manifest) -> pd.DataFrame:
+    """Labelled rows of the manifest; InputError where there are none."""
+    labelled = labelled_test_rows(manifest.rows)
+    if labelled.empty:
+        raise InputError(
+            f"the collection {manifest.collection!r} has no labels: ingest it with a layout that has them (folders, mvtec)"
+        )
+    return labelled
+
+
+def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.DataFrame:
+    """Labelled rows of the manifest with their scores, by image_id; InputError where there are no labels or no scores."""
+    labelled = labelled_rows(manifest)
+    folder = scores_folder(manifest.collection, model.partition)
+    scores = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score"]).to_pandas().dropna()
+    joined = labelled.merge(scores.drop_duplicates("image_id"), on="image_id", how="inner")
+    if joined.empty:
+        raise InputError(
+            f"{model.uri} has scored no labelled image of {manifest.collection!r}: "
+            f"run `anomalyclip score --collection {manifest.collection}` first"
+        )
+    return joined.sort_values("image_id", ignore_index=True)
+
+
+def worst_images(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The normal images with the highest scores and the anomalous ones with the lowest, the worst first."""
+    by_score = rows.sort_values("score", kind="stable")
+    return {
+        "false_positives": by_score[by_score["label"] == 0].tail(WORST)[::-1],
+        "false_negatives": by_score[by_score["label"] == 1].head(WORST),
+    }
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+
+def parameters(manifest: Manifest, model: ModelVersion, config: DetectorConfig) -> dict[str, Any]:
+    return {
+        "collection": manifest.collection, "manifest_digest": manifest.digest,
+        "model": model.uri, "model_version": model.version, "bundle_digest": model.digest,
+        "backbone": config.backbone, "backbone_sha256": config.weights_sha256, "image_size": config.image_size,
+        "feature_layers": list(config.feature_layers), "aupro_definition": AUPRO_DEFINITION,
+        "bootstrap_seed": SEED, "bootstrap_resamples": RESAMPLES,
+    }  # fmt: skip
+
+
 def log_metrics(table: list[ClassMetrics]) -> None:
+    """By class (`image_auroc/bottle`, `image_auroc_low/bottle`), those of the mean without a class; and as a table."""
     for row in table:
         suffix = "" if row is table[-1] else f"/{metric_name(row.class_name)}"
-        values = {f"{metric}{suffix}": getattr(row, metric) for metric in METRICS}
-        mlflow.log_metrics({name: value for name, value in values.items() if value is not None})
-    mlflow.log_table({name: [asdict(row)[name] for row in table] for name in asdict(table[0])}, "metrics.json")
+        values = {metric: getattr(row, metric) for metric in METRICS} | bounds(row)
+        mlflow.log_metrics({f"{metric}{suffix}": value for metric, value in values.items() if value is not None})
+    rows = [flat(row) for row in table]
+    mlflow.log_table({name: [row[name] for row in rows] for name in rows[0]}, "metrics.json")
+
+
+def flat(row: ClassMetrics) -> dict[str, Any]:
+    """A row without nested values."""
+    facts = asdict(row) | bounds(row)
+    del facts["intervals"]
+    return facts | {"undefined": "; ".join(f"{metric}: {reason}" for metric, reason in row.undefined.items())}
+
+
+def bounds(row: ClassMetrics) -> dict[str, float | None]:
+    """The intervals as metrics of their own: `image_auroc_low`, `image_auroc_high`, …"""
+    ends = {metric: row.intervals.get(metric, (None, None)) for metric in IMAGE_METRICS}
+    return {f"{metric}_{end}": ends[metric][i] for metric in ends for i, end in enumerate(("low", "high"))}
 
 
 def metric_name(class_name: str) -> str:
-    """MLflow allows letters, digits and some signs in the names of metrics, and no path that leads to another name."""
-    allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in class_name)
+    """MLflow allows 250 letters, digits and some signs in a metric's name, and no path that leads to another name."""
+    allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in class_name[:200])
     return "/".join(part if part.strip(".") else "_" for part in allowed.split("/"))
 
 
 def log_dataset(store: Store, manifest: Manifest) -> None:
     source = store.uri_of("collections", manifest.collection, "manifest")
-    rows = manifest.rows[["image_id", "uri", "etag", "class_name", "split", "defect_type", "mask_uri"]].copy()
-    rows["label"] = manifest.rows["label"].astype(float)  # MLflow's schema has no integers with nulls
+    rows = manifest.rows[FACTS].astype({"label": float})  # MLflow's schema has no integers with nulls
     dataset = mlflow.data.pandas_dataset.from_pandas(
         rows, source=source, name=manifest.collection, digest=manifest.digest
     )
     mlflow.log_input(dataset, context="evaluation")
 
 
-def log_files(rows: pd.DataFrame, curves: "Curves") -> None:
-    import pyarrow as pa
-
-    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as name:
-        folder = Path(name)
-        columns = ["image_id", "uri", "class_name", "label", "score"]
-        (folder / "scores.parquet").write_bytes(to_parquet(pa.Table.from_pandas(rows[columns], preserve_index=False)))
-        curves.save(folder / "curves.png")
-        save_histogram(rows, folder / "histogram.png")
-        mlflow.log_artifacts(name)
+def save_scores(rows: pd.DataFrame, path: Path) -> None:
+    columns = ["image_id", "uri", "class_name", "label", "score"]
+    path.write_bytes(to_parquet(pa.Table.from_pandas(rows[columns], preserve_index=False)))
 
 
-class Curves:
-    """ROC and precision-recall of the image scores and PRO of the maps, a line a class."""
-
-    def __init__(self) -> None:
-        from matplotlib.figure import Figure
-
-        self.figure = Figure(figsize=(15, 5), layout="constrained")
-        self.axes = dict(zip(("roc", "pr", "pro"), self.figure.subplots(1, 3), strict=True))
-        titles = {
-            "roc": ("Image ROC", "false positive rate", "true positive rate"),
-            "pr": ("Image precision-recall", "recall", "precision"),
-            "pro": ("Per-region overlap", "false positive rate of pixels", "mean overlap"),
-        }
-        for name, (title, x, y) in titles.items():
-            self.axes[name].set(title=title, xlabel=x, ylabel=y, xlim=(0, 0.3 if name == "pro" else 1), ylim=(0, 1.02))
-
-    def add(self, class_name: str, scored: Scored) -> None:
-        ranked = rank(scored.rows["label"].to_numpy(int), scored.rows["score"].to_numpy(float))
-        if ranked:
-            self.axes["roc"].plot(*ranked.roc(), label=class_name)
-            precision, recall = ranked.precision_recall()
-            self.axes["pr"].step(recall, precision, where="post", label=class_name)
-        if scored.maps is not None and (curve := pro_curve(scored.masks, scored.maps)):
-            fpr, overlap = curve
-            step = max(1, len(fpr) // 4000)  # a figure needs no more points
-            self.axes["pro"].plot(fpr[::step], overlap[::step], label=class_name)
-
-    def save(self, path: Path) -> None:
-        for axes in self.axes.values():
-            if axes.lines and len(axes.lines) <= 20:
-                axes.legend(fontsize="small")
-        self.figure.savefig(path, dpi=100)
+def save_pictures(worst: Mapping[str, pd.DataFrame], grids: Grids, config: DetectorConfig, folder: Path) -> None:
+    """Images beside their heat maps, as `<kind>/<place>_<score>_<class>_<image_id>.jpg`, without those that are gone."""
+    for kind, rows in worst.items():
+        (folder / kind).mkdir(parents=True)
+        for place, row in enumerate(records(rows), start=1):
+            try:
+                image, heat = image_and_heat(row, grids[row["image_id"]], row["mask_uri"], config, PICTURE)
+            except UnreadableImage:
+                continue
+            name = f"{place}_{row['score']:.3f}_{file_name(row['class_name'])}_{row['image_id']}.jpg"
+            side_by_side(image, heat).save(folder / kind / name, quality=85)
 
 
-def save_histogram(rows: pd.DataFrame, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for label, name in ((0, "normal"), (1, "anomalous")):
-        axes.hist(
-            rows.loc[rows["label"] == label, "score"].to_numpy(float),
-            [i / 40 for i in range(41)],
-            alpha=0.6,
-            label=name,
-        )
-    axes.set(xlabel="image score", ylabel="images", title="Scores by label")
-    axes.legend()
-    figure.savefig(path, dpi=100)
+def file_name(class_name: str) -> str:
+    """What of a class's name any file system and any URI can hold."""
+    return "".join(c if c.isascii() and (c.isalnum() or c == "-") else "_" for c in class_name)[:40]

@@ -69,12 +69,14 @@ def check_name(collection: str) -> str:
     return collection
 
 
-def read_manifest(store: Store, collection: str) -> Manifest:
-    """The current snapshot; raises InputError where nothing was ever ingested under this name."""
+def read_manifest(store: Store, collection: str, columns: Iterable[str] = MANIFEST.names) -> Manifest:
+    """The current snapshot, with these columns; raises InputError where nothing was ever ingested under this name."""
     parts = list_parts(store, collection)
     if not parts:
         raise InputError(f"there is no collection {collection!r} in {store.uri!r}: run `anomalyclip ingest` first")
-    return Manifest(collection, parts, digest_of(parts), current_rows(read_part(store, collection, p) for p in parts))
+    needed = list(dict.fromkeys([*columns, "uri", "status"]))
+    tables = (read_part(store, collection, part, needed) for part in parts)
+    return Manifest(collection, parts, digest_of(parts), current_rows(tables))
 
 
 def list_parts(store: Store, collection: str) -> tuple[str, ...]:
@@ -83,8 +85,8 @@ def list_parts(store: Store, collection: str) -> tuple[str, ...]:
     return tuple(sorted(parts, key=lambda part: part.rpartition("/")[2]))
 
 
-def read_part(store: Store, collection: str, part: str) -> pa.Table:
-    return read_parquet(store, *manifest_folder(collection), part)
+def read_part(store: Store, collection: str, part: str, columns: list[str] | None = None) -> pa.Table:
+    return read_parquet(store, *manifest_folder(collection), part, columns=columns)
 
 
 def digest_of(parts: Iterable[str]) -> str:
@@ -93,9 +95,8 @@ def digest_of(parts: Iterable[str]) -> str:
 
 
 def current_rows(tables: Iterable[pa.Table]) -> pd.DataFrame:
-    rows = pd.concat([MANIFEST.empty_table().to_pandas(types_mapper=nullable)]
-                     + [table.to_pandas(types_mapper=nullable) for table in tables])  # fmt: skip
-    rows = rows.drop_duplicates("uri", keep="last")
+    frames: list[pd.DataFrame] = [table.to_pandas(types_mapper=nullable) for table in tables]
+    rows = pd.concat(frames or [MANIFEST.empty_table().to_pandas()]).drop_duplicates("uri", keep="last")
     return rows[rows["status"] != DELETED].reset_index(drop=True)
 
 

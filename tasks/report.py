@@ -1,7 +1,6 @@
 """The page that people look at: one self-contained HTML file with the highest and the lowest scores and their heat maps.
 
-Heat maps are on one absolute scale, the abnormal probability from 0 to 1: a quiet image stays dark. Names and labels are
-escaped by the template engine.
+Names and labels are escaped by the template engine.
 """
 
 import base64
@@ -18,15 +17,13 @@ from matplotlib import colormaps
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from scipy.ndimage import binary_erosion
 
 from models.detector import DetectorConfig, read_bundle_config
-from models.maps import map_at
-from models.preprocess import binary_mask
-from tasks.evaluation import ClassMetrics, read_grids
-from tasks.images import UnreadableImage, decode_image, read_mask, viewed
-from tasks.layouts import read_version
+from tasks.evaluation import ClassMetrics
+from tasks.grids import read_grids
+from tasks.images import UnreadableImage
 from tasks.manifest import read_manifest, records
+from tasks.pictures import image_and_heat
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.scoring import scores_folder
 from tasks.store import Store
@@ -101,36 +98,14 @@ def build_section(
 def build_card(row: Mapping[str, Any], grids: Mapping[str, np.ndarray], config: DetectorConfig) -> Card | None:
     """None where the image that was scored can no longer be read."""
     try:
-        image = viewed(decode_image(read_version(row))).convert("RGB")
+        image, heat = image_and_heat(row, grids[row["image_id"]], row["mask_uri_truth"], config, THUMBNAIL)
     except UnreadableImage:
         return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    values = map_at(grids[row["image_id"]], image.height, image.width, config.image_size, config.sigma)
-    heat = overlay(image, values / len(config.feature_layers))
-    if row["mask_uri_truth"]:
-        heat = outline(heat, read_mask(row["mask_uri_truth"]))
     label = None if pd.isna(row["label"]) else int(row["label"])
     return Card(
         row["uri"].rpartition("/")[2], row["uri"], row["class_name"], label, row["defect_type"], row["score"],
         0 if row["regions"] is None else len(row["regions"]), data_uri(image), data_uri(heat),
     )  # fmt: skip
-
-
-def overlay(image: Image.Image, probability: np.ndarray) -> Image.Image:
-    """Heat over a grey copy of the image; probability (H, W) in [0, 1] sets both colour and opacity."""
-    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
-    colours = colormaps["inferno"](np.clip(probability, 0, 1))[..., :3].astype(np.float32) * 255
-    alpha = np.clip(0.25 + 0.6 * probability, 0, 0.85)[..., None]
-    return Image.fromarray((grey * (1 - alpha) + colours * alpha).round().astype(np.uint8))
-
-
-def outline(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """The image with the ground truth's outline in cyan."""
-    inside = Image.fromarray(binary_mask(mask)).resize(image.size, Image.Resampling.NEAREST)
-    region = np.asarray(inside)
-    pixels = np.array(image)
-    pixels[region & ~binary_erosion(region)] = (0, 230, 230)
-    return Image.fromarray(pixels)
 
 
 def data_uri(image: Image.Image) -> str:

@@ -49,7 +49,12 @@ def test_a_collection_goes_from_folder_to_scores_masks_and_metrics(anomalyclip: 
     evaluated = anomalyclip("evaluate", "--collection", "parts", "--json").json
     assert evaluated["metrics"][-1]["images"] == 27
     assert 0 <= evaluated["metrics"][-1]["image_auroc"] <= 1
-    assert evaluated["metrics"][-1]["pixel_auroc"] is None  # there are no masks
+    assert evaluated["metrics"][0]["pixel_auroc"] is None
+    assert evaluated["metrics"][0]["undefined"]["pixel_auroc"] == "no masks"
+    low, high = evaluated["metrics"][0]["intervals"]["image_auroc"]
+    table = anomalyclip("evaluate", "--collection", "parts").out
+    assert f"{evaluated['metrics'][0]['image_auroc']:.3f} [{low:.3f}, {high:.3f}]" in table
+    assert "– no masks: pixel AUROC, AUPRO (official), AUPRO (standard) of parts\n" in table
 
     page = anomalyclip("report", "--collection", "parts", "--json").json["report"]
     assert Path(page.removeprefix("file://")).read_text(encoding="utf-8").startswith("<!doctype html>")

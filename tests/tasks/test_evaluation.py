@@ -1,24 +1,42 @@
-"""Metrics of the stored maps are those of models.metrics; undefined ones are absent."""
+"""Metrics of the streamed maps are those of models.metrics on all of them; undefined ones have a reason."""
 
+import json
+import re
+import tracemalloc
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from models import ranking
+from models.detector import DetectorConfig
+from models.intervals import bootstrap_image_metrics, interval
 from models.maps import upsample
 from models.metrics import aupro, image_metrics, pixel_metrics
 from models.preprocess import preprocess_mask
 from tasks.errors import InputError
-from tasks.evaluation import evaluate_collection, read_grids
+from tasks.evaluation import (
+    IMAGE_METRICS,
+    METRICS,
+    PIXEL_METRICS,
+    evaluate_class,
+    evaluate_collection,
+    mean_over_classes,
+    rank_maps,
+)
+from tasks.grids import read_grids
 from tasks.manifest import ingest_source, read_manifest
 from tasks.scoring import plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts
 from tests.tasks.conftest import Registered, write_photos
+
+CONFIG = DetectorConfig("embedded", "0" * 64, image_size=32, sigma=1.0)
 
 
 @pytest.fixture
@@ -43,16 +61,19 @@ def score(store: Store, registered: Registered, collection: str) -> None:
         score_shard.fn(store.uri, collection, registered.model, shard, "fp32")
 
 
-def test_metrics_are_those_of_the_stored_scores_and_maps(scored: Registered, tmp_path: Path) -> None:
+def maps_of(registered: Registered, collection: str, images: list[str]) -> np.ndarray:
+    grids = read_grids(registered.store, collection, registered.model, images)
+    return np.stack([upsample(torch.tensor(grids[image]), 96, 4.0).numpy() for image in images])
+
+
+def test_metrics_are_those_of_all_stored_scores_and_maps_together(scored: Registered, tmp_path: Path) -> None:
     store, collection = scored.store, tmp_path.name
     table, _ = evaluate_collection.fn(store.uri, collection, scored.model)
     bolt, nut, mean = table
-    parts = read_parts(store, *scores_folder(collection, scored.model.partition), schema=SCORES)
-    rows = read_manifest(store, collection).rows.merge(parts.to_pandas()[["image_id", "score"]], on="image_id")
+    rows = scored_rows(scored, collection)
     rows = rows[rows["class_name"] == "nut"]
     image = image_metrics(rows["label"].to_numpy(int), rows["score"].to_numpy())
-    grids = read_grids(store, collection, scored.model, rows["image_id"])
-    maps = upsample(torch.from_numpy(np.stack([grids[i] for i in rows["image_id"]])), 96, 4.0).numpy()
+    maps = maps_of(scored, collection, rows["image_id"].tolist())
     truth = [
         np.zeros((96, 96), bool) if uri is None or uri != uri else preprocess_mask(Image.open(uri[7:]), 96)
         for uri in rows["mask_uri"]
@@ -60,23 +81,163 @@ def test_metrics_are_those_of_the_stored_scores_and_maps(scored: Registered, tmp
     pixel = pixel_metrics(np.stack(truth), maps)
     assert (nut.images, nut.anomalous) == (10, 4)
     assert (nut.image_auroc, nut.image_ap, nut.image_f1_max) == pytest.approx(tuple(image.values()))
-    assert (nut.pixel_auroc, nut.pixel_ap, nut.pixel_f1_max) == pytest.approx(tuple(pixel.values()))
-    assert nut.aupro == pytest.approx(aupro(np.stack(truth), maps))
-    assert (bolt.image_auroc, bolt.pixel_auroc, bolt.aupro) == (None, None, None)
-    assert mean.image_auroc == nut.image_auroc
+    assert (nut.pixel_auroc, nut.pixel_ap, nut.pixel_f1_max) == pytest.approx(tuple(pixel.values()), rel=1e-12)
+    assert nut.aupro == pytest.approx(aupro(np.stack(truth), maps, "official"), rel=1e-12)
+    assert nut.aupro_standard == pytest.approx(aupro(np.stack(truth), maps, "standard"), rel=1e-12)
+    assert nut.undefined == {}
+    assert [getattr(bolt, metric) for metric in METRICS] == [None] * len(METRICS)
+    assert bolt.undefined == dict.fromkeys(METRICS, "no anomalous image")
+    assert [getattr(mean, metric) for metric in METRICS] == [getattr(nut, metric) for metric in METRICS]
 
 
-def test_the_run_holds_parameters_metrics_dataset_and_figures(scored: Registered, tmp_path: Path) -> None:
-    _, run_id = evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)
+def scored_rows(registered: Registered, collection: str) -> pd.DataFrame:
+    """The manifest with scores, by image_id."""
+    parts = read_parts(registered.store, *scores_folder(collection, registered.model.partition), schema=SCORES)
+    rows = read_manifest(registered.store, collection).rows
+    return rows.merge(parts.to_pandas()[["image_id", "score"]], on="image_id").sort_values("image_id")
+
+
+def test_intervals_are_those_of_the_seeded_bootstrap(scored: Registered, tmp_path: Path) -> None:
+    (bolt, nut, mean), _ = evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)
+    rows = scored_rows(scored, tmp_path.name)
+    rows = rows[rows["class_name"] == "nut"]
+    drawn = bootstrap_image_metrics(rows["label"].to_numpy(int), rows["score"].to_numpy(), seed=[0, 1])
+    assert nut.intervals == {f"image_{metric}": interval(values) for metric, values in drawn.items()}
+    assert (bolt.intervals, mean.intervals) == ({}, nut.intervals)
+
+
+def synthetic_class(name: str, seed: int, labels: list[int], masks: list[str | None]) -> tuple[pd.DataFrame, dict]:
+    """Rows and grids (4, 4) of a class whose anomalous images score higher, mostly."""
+    rng = np.random.default_rng(seed)
+    images = [f"{name}-{number}" for number in range(len(labels))]
+    scores = rng.random(len(labels)) + 0.3 * np.array(labels)
+    rows = pd.DataFrame({"image_id": images, "class_name": name, "label": labels, "score": scores})
+    rows["mask_uri"] = pd.Series(masks, dtype=object)
+    return rows, {image: rng.random((4, 4), np.float32) for image in images}
+
+
+def mask_file(path: Path, size: int, box: tuple[int, int, int, int]) -> str:
+    mask = Image.new("L", (size, size))
+    mask.paste(255, box)
+    mask.save(path)
+    return path.as_uri()
+
+
+def test_the_interval_of_the_mean_is_narrower_than_those_of_its_classes() -> None:
+    classes = [
+        evaluate_class(name, *synthetic_class(name, seed, [0, 1] * 15, [None] * 30), CONFIG, [0, seed])
+        for seed, name in enumerate(("a", "b", "c", "d"))
+    ]
+    mean = mean_over_classes(classes)
+    assert mean.image_auroc == pytest.approx(np.mean([each.metrics.image_auroc for each in classes]))
+    low, high = mean.intervals["image_auroc"]
+    assert low < mean.image_auroc < high
+    assert high - low < min(np.ptp(each.metrics.intervals["image_auroc"]) for each in classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "mask", "image_reason", "pixel_reason"),
+    [
+        ([0, 0, 0], None, "no anomalous image", "no anomalous image"),
+        ([1, 1, 1], None, "no normal image", "no masks"),
+        ([0, 1, 1], None, None, "no masks"),
+        ([1, 1, 0], (0, 0, 640, 640), None, None),
+        ([1, 1, 1], (0, 0, 640, 640), "no normal image", "no normal pixel"),
+        ([0, 1, 0], (5, 5, 6, 6), None, "no anomalous pixel"),  # vanishes at 32 pixels
+    ],
+)
+def test_undefined_metrics_have_a_reason(
+    labels: list[int], mask: tuple[int, int, int, int] | None, image_reason: str | None, pixel_reason: str | None,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    uri = mask_file(tmp_path / "mask.png", 640, mask) if mask else None
+    rows, grids = synthetic_class("part", 0, labels, [uri if label else None for label in labels])
+    found = evaluate_class("part", rows, grids, CONFIG, [0, 0]).metrics
+    reasons = dict.fromkeys(IMAGE_METRICS, image_reason) | dict.fromkeys(PIXEL_METRICS, pixel_reason)
+    assert found.undefined == {metric: reason for metric, reason in reasons.items() if reason}
+    assert {metric for metric in METRICS if getattr(found, metric) is None} == set(found.undefined)
+
+
+def test_only_the_official_aupro_of_constant_maps_is_undefined(tmp_path: Path) -> None:
+    rows, grids = synthetic_class("part", 0, [0, 1], [None, mask_file(tmp_path / "mask.png", 32, (4, 4, 12, 12))])
+    constant = {image: np.full((4, 4), 0.25, np.float32) for image in grids}
+    found = evaluate_class("part", rows, constant, CONFIG, [0, 0]).metrics
+    assert found.undefined == {"aupro": "fewer than two FPRs below 0.3"}
+    assert found.aupro_standard == pytest.approx(0.15)
+
+
+def test_a_metric_without_a_value_in_any_class_has_no_mean() -> None:
+    classes = [evaluate_class(name, *synthetic_class(name, 0, [0, 1], [None] * 2), CONFIG, [0, 0]) for name in "ab"]
+    mean = mean_over_classes(classes)
+    assert mean.undefined == dict.fromkeys(PIXEL_METRICS, "undefined in every class")
+    assert mean.image_auroc is not None
+
+
+def test_memory_does_not_grow_with_the_number_of_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ranking, "RUN", 1 << 12)
+    monkeypatch.setattr(ranking, "FEW", 0)  # one way of counting for both
+    uri = mask_file(tmp_path / "mask.png", 32, (4, 4, 20, 20))
+
+    def peak(images: int) -> int:
+        rows, grids = synthetic_class("part", 0, [0, 1] * (images // 2), [None, uri] * (images // 2))
+        tracemalloc.start()
+        rank_maps(rows, grids, CONFIG)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(64)
+    assert peak(600) < peak(300) + 200_000  # the maps and masks of the other 300 are 1.5 MB
+
+
+def test_the_run_holds_parameters_metrics_and_the_dataset(scored: Registered, tmp_path: Path) -> None:
+    (_, nut, mean), run_id = evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)
     run = MlflowClient().get_run(run_id)
-    assert run.data.params["bundle_digest"] == scored.model.digest
-    assert run.data.params["aupro_definition"] == "official"
-    assert {"image_auroc", "image_auroc/nut", "aupro/nut"} <= set(run.data.metrics)
-    assert "image_auroc/bolt" not in run.data.metrics
+    manifest = read_manifest(scored.store, tmp_path.name)
+    expected = {
+        "collection": tmp_path.name, "manifest_digest": manifest.digest, "model": scored.model.uri,
+        "model_version": "1", "bundle_digest": scored.model.digest, "aupro_definition": "official", "bootstrap_seed": "0",
+    }  # fmt: skip
+    assert run.data.params.items() >= expected.items()
+    assert len(run.data.params["backbone_sha256"]) == 64
+    assert run.data.tags["step"] == "evaluate"
+    low, high = nut.intervals["image_auroc"]
+    expected = {
+        "image_auroc": mean.image_auroc, "image_auroc/nut": nut.image_auroc, "image_auroc_low/nut": low,
+        "image_auroc_high/nut": high, "aupro/nut": nut.aupro, "aupro_standard/nut": nut.aupro_standard,
+    }  # fmt: skip
+    assert {name: run.data.metrics[name] for name in expected} == expected
+    assert not any(name.endswith("/bolt") for name in run.data.metrics)
     (dataset,) = run.inputs.dataset_inputs
-    assert dataset.dataset.digest == read_manifest(scored.store, tmp_path.name).digest
-    files = {item.path for item in mlflow.artifacts.list_artifacts(run_id=run_id)}
-    assert {"curves.png", "histogram.png", "metrics.json", "scores.parquet"} <= files
+    assert dataset.dataset.digest == manifest.digest
+
+
+def test_the_run_holds_tables_figures_and_the_worst_images(scored: Registered, tmp_path: Path) -> None:
+    table, run_id = evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=run_id, dst_path=str(tmp_path / "artifacts")))
+    assert {path.name for path in folder.iterdir()} == {
+        "curves.png", "histogram.png", "metrics.json", "scores.parquet", "worst"
+    }  # fmt: skip
+    logged = json.loads((folder / "metrics.json").read_text())
+    values = dict(zip(logged["columns"], zip(*logged["data"], strict=True), strict=True))
+    assert values["class_name"] == ("bolt", "nut", "mean")
+    assert values["aupro_standard"] == pytest.approx([None, table[1].aupro_standard, table[2].aupro_standard])
+    assert values["image_auroc_low"] == pytest.approx([None] + 2 * [table[1].intervals["image_auroc"][0]])
+    assert "aupro: no anomalous image" in values["undefined"][0]
+    rows = scored_rows(scored, tmp_path.name).sort_values("score", kind="stable")
+    for kind, expected in (
+        ("false_positives", rows[rows["label"] == 0]["image_id"][::-1][:8]),
+        ("false_negatives", rows[rows["label"] == 1]["image_id"]),
+    ):
+        pictures = sorted((folder / "worst" / kind).iterdir())
+        assert [path.stem.rpartition("_")[2] for path in pictures] == expected.tolist()
+        assert {Image.open(path).size for path in pictures} == {(60 + 4 + 60, 40)}
+
+
+def test_a_worst_image_that_is_gone_by_now_is_left_out(scored: Registered, tmp_path: Path) -> None:
+    (tmp_path / "source/nut/test/hole/010.png").unlink()
+    _, run_id = evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)
+    assert len(mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="worst/false_negatives")) == 3
 
 
 def test_a_collection_without_labels_is_refused(registered: Registered, tmp_path: Path) -> None:
@@ -91,14 +252,6 @@ def test_a_collection_that_is_not_scored_is_refused(registered: Registered, tmp_
     ingest_source.fn(registered.store.uri, "new", str(tmp_path / "new"), "folders", False)
     with pytest.raises(InputError, match="run `anomalyclip score --collection new` first"):
         evaluate_collection.fn(registered.store.uri, "new", registered.model)
-
-
-def test_grids_are_read_for_the_images_that_are_asked_for(scored: Registered, tmp_path: Path) -> None:
-    rows = read_manifest(scored.store, tmp_path.name).rows
-    wanted = rows["image_id"].iloc[:2].tolist()
-    grids = read_grids(scored.store, tmp_path.name, scored.model, wanted)
-    assert sorted(grids) == sorted(wanted)
-    assert {grid.shape for grid in grids.values()} == {(6, 6)}
 
 
 def test_an_image_without_a_score_takes_no_part(registered: Registered, tmp_path: Path) -> None:
@@ -128,15 +281,14 @@ def test_anomalous_images_without_a_mask_take_part_in_image_metrics_alone(
     (found, _), _ = evaluate_collection.fn(registered.store.uri, "some", registered.model)
     rows = read_manifest(registered.store, "some").rows.set_index("uri")
     images = [rows.loc[f"file://{tmp_path}/source/00{n}.png", "image_id"] for n in range(3)]
-    grids = read_grids(registered.store, "some", registered.model, images)
-    maps = upsample(torch.from_numpy(np.stack([grids[image] for image in images])), 96, 4.0).numpy()
+    maps = maps_of(registered, "some", images)
     truth = np.stack([np.zeros((96, 96), bool)] * 2 + [preprocess_mask(mask, 96)])
     assert (found.images, found.anomalous) == (4, 2)
     assert found.pixel_auroc == pytest.approx(pixel_metrics(truth, maps)["auroc"])
 
 
 def test_any_class_name_can_be_logged(registered: Registered, tmp_path: Path) -> None:
-    names = ["a+b (ü)", "..", "a//b", "/x/", "nut:1", "mean"]
+    names = ["a+b (ü)", "..", "a//b", "/x/", "nut:1", "mean", "$^$", "x" * 300]
     write_photos(tmp_path / "source", range(2 * len(names)))
     lines = [f"{2 * i + label:03d}.png,{label},{name}" for i, name in enumerate(names) for label in (0, 1)]
     (tmp_path / "source/labels.csv").write_text("\n".join(["image,label,class", *lines]), encoding="utf-8")
@@ -147,6 +299,9 @@ def test_any_class_name_can_be_logged(registered: Registered, tmp_path: Path) ->
     metrics = MlflowClient().get_run(run_id).data.metrics
     assert sum(metric.startswith("image_auroc/") for metric in metrics) == len(names)
     assert metrics["image_auroc"] == pytest.approx(np.mean([row.image_auroc for row in table[:-1]]))
+    pictures = mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="worst/false_negatives")
+    assert len(pictures) == len(names)
+    assert all(re.fullmatch(r"\d_0\.\d{3}_[\w-]+_[0-9a-f]{16}\.jpg", Path(item.path).name, re.A) for item in pictures)
 
 
 def test_a_mask_that_vanished_is_named(scored: Registered, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from models.detector import read_bundle_config
 from tasks.evaluation import ClassMetrics
 from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion
-from tasks.report import build_section, overlay, write_report
+from tasks.report import build_section, write_report
 from tasks.scoring import plan_shards, score_shard
 from tasks.store import Store
 from tests.tasks.conftest import Registered, photo
@@ -22,8 +22,8 @@ HOSTILE = "<script>alert(1)</script>\"'&.png"
 
 
 METRICS = [
-    ClassMetrics("<i>nut</i>", 3, 1, 0.5, 0.25, None, None, None, None, None),
-    ClassMetrics("mean", 3, 1, 0.5, 0.25, None, None, None, None, None),
+    ClassMetrics("<i>nut</i>", 3, 1, 0.5, 0.25, None, None, None, None, None, 0.75),
+    ClassMetrics("mean", 3, 1, 0.5, 0.25, None, None, None, None, None, 0.75),
 ]
 
 
@@ -72,8 +72,9 @@ def test_an_image_that_is_gone_by_now_is_left_out(page: str) -> None:
     assert "gone.png" not in page
 
 
-def test_undefined_metrics_are_a_dash(page: str) -> None:
-    assert "<td>0.500</td><td>0.250</td><td>–</td><td>–</td><td>–</td>" in page
+def test_undefined_metrics_are_a_dash_and_both_definitions_of_aupro_are_named(page: str) -> None:
+    assert "<th>AUPRO (official)</th><th>AUPRO (standard)</th>" in page
+    assert "<td>0.500</td><td>0.250</td><td>–</td><td>–</td><td>–</td><td>0.750</td>" in page
 
 
 def test_ground_truth_is_outlined_where_there_is_some(tmp_path: Path, store: Store, bundle: Path, registered) -> None:
@@ -99,9 +100,3 @@ def test_ground_truth_is_outlined_where_there_is_some(tmp_path: Path, store: Sto
 
 def decoded(data_uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data_uri.partition(",")[2])))).astype(int)
-
-
-def test_heat_is_on_one_absolute_scale() -> None:
-    image = Image.new("RGB", (4, 4), (100, 100, 100))
-    quiet, loud = (np.asarray(overlay(image, np.full((4, 4), p, np.float32))).mean() for p in (0.05, 0.9))
-    assert quiet < 100 < loud
