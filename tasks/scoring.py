@@ -71,6 +71,14 @@ class ScoredShard:
     unreadable: dict[str, int]
 
 
+@dataclass(frozen=True)
+class ShardFailure:
+    """A shard that could not be scored in this run, and why."""
+
+    name: str
+    reason: str
+
+
 def part_key(manifest_part: str) -> str:
     return manifest_part.rpartition("part-")[2].removesuffix(".parquet")
 
