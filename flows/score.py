@@ -15,15 +15,19 @@ from tasks.manifest import read_manifest
 from tasks.progress import progress, stopping
 from tasks.registry import CHAMPION_URI, ModelVersion, resolve_model
 from tasks.runs import new_run_id, write_run_record
-from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, plan_shards, score_shard
+from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, ShardFailure, plan_shards, score_shard
 from tasks.store import Store, default_store
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Runner = Literal["threads", "ray"]
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """Counts of images; unreadable: by kind, among those of this run; scores: the folder with the Parquet parts."""
+    """Counts of images; unreadable: by kind, among those of this run; scores: the folder with the Parquet parts.
+
+    failed: shards that this run could not score, with the reason; the next run tries them again.
+    """
 
     run_id: str
     collection: str
@@ -33,6 +37,7 @@ class ScoreSummary:
     already_scored: int
     unreadable: dict[str, int]
     shards: int
+    failed: list[ShardFailure]
     seconds: float
     manifest_digest: str
     scores: str
@@ -45,19 +50,28 @@ def score(
     workers: int = 1,
     shard_size: int = SHARD_SIZE,
     precision: Precision = "fp32",
+    runner: Runner = "threads",
+    worker_cpus: float = 1.0,
+    worker_gpus: float | None = None,
     store: str | None = None,
 ) -> ScoreSummary:
     """Score what this model has not scored yet; write scores, maps and masks back to the store.
 
-    workers: shards that are scored at the same time in this process. Killed anywhere, the next run goes on with the
-    shards that are not committed, and the result is the same to the last byte.
+    workers: shards that are scored at the same time, in threads of this process or by Ray's workers, each of which asks
+    for worker_cpus and worker_gpus (fractions too; by default its share of the cluster's). Killed anywhere, the next run
+    goes on with the shards that are not committed, and the result is the same to the last byte.
     """
     started, target = time.monotonic(), Store(store or default_store())
     manifest = read_manifest(target, collection)
     version = resolve_model(target, model)
     shards, pending = plan_shards(target, collection, version.partition, shard_size)
     with progress(f"score {collection}", sum(shard.length for shard in pending)):
-        done = score_all(target, collection, version, pending, workers, precision)
+        if runner == "ray":
+            done, failed = score_with_ray(
+                target, collection, version, pending, workers, precision, worker_cpus, worker_gpus
+            )
+        else:
+            done, failed = score_in_threads(target, collection, version, pending, workers, precision)
     images = sum(shard.length for shard in shards)
     scored = sum(shard.images for shard in done)
     unreadable: Counter[str] = Counter()
@@ -65,17 +79,22 @@ def score(
         unreadable.update(shard.unreadable)
     summary = ScoreSummary(
         new_run_id(), collection, version.uri, images, scored, images - scored, dict(unreadable), len(done),
-        round(time.monotonic() - started, 2), manifest.digest,
+        failed, round(time.monotonic() - started, 2), manifest.digest,
         target.uri_of("collections", collection, "scores", f"model={version.partition}"),
     )  # fmt: skip
     write_run_record(target, collection, "score", summary)
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(pending)} shards of {collection!r} failed, the others are committed; run the same "
+            f"command to try again. The first failure: {failed[0].name}: {failed[0].reason}"
+        )
     return summary
 
 
-def score_all(
+def score_in_threads(
     store: Store, collection: str, model: ModelVersion, shards: list[Shard], workers: int, precision: str
-) -> list[ScoredShard]:
-    """A Prefect task a shard, `workers` at a time; raises after all have ended if any failed."""
+) -> tuple[list[ScoredShard], list[ShardFailure]]:
+    """A Prefect task a shard, `workers` at a time; what is committed, and what failed."""
     parameters = {"store": store.uri, "collection": collection, "model": model, "precision": precision}
     runner: ThreadPoolTaskRunner[ScoredShard] = ThreadPoolTaskRunner(max_workers=workers)
     try:
@@ -84,7 +103,7 @@ def score_all(
             wait_or_stop(futures)
     finally:
         stopping.clear()
-    return collect(futures, collection)
+    return collect(shards, futures)
 
 
 def wait_or_stop(futures: Sequence[PrefectFuture[ScoredShard]]) -> None:
@@ -97,15 +116,32 @@ def wait_or_stop(futures: Sequence[PrefectFuture[ScoredShard]]) -> None:
         raise
 
 
-def collect(futures: Sequence[PrefectFuture[ScoredShard]], collection: str) -> list[ScoredShard]:
+def collect(
+    shards: Sequence[Shard], futures: Sequence[PrefectFuture[ScoredShard]]
+) -> tuple[list[ScoredShard], list[ShardFailure]]:
     results = [future.state.result(raise_on_failure=False) for future in futures]
-    failures = [result for result in results if isinstance(result, BaseException)]
-    for failure in failures:
-        if isinstance(failure, InputError):
-            raise failure
-    if failures:
-        raise RuntimeError(
-            f"{len(failures)} of {len(futures)} shards of {collection!r} failed, the others are committed; "
-            f"run the same command to go on. The first failure: {failures[0]}"
-        ) from failures[0]
-    return [result for result in results if isinstance(result, ScoredShard)]
+    for result in results:
+        if isinstance(result, InputError):
+            raise result
+    done = [result for result in results if isinstance(result, ScoredShard)]
+    failed = [
+        ShardFailure(shard.name, f"{type(result).__name__}: {result}")
+        for shard, result in zip(shards, results, strict=True)
+        if isinstance(result, BaseException)
+    ]
+    return done, failed
+
+
+def score_with_ray(
+    store: Store,
+    collection: str,
+    model: ModelVersion,
+    shards: list[Shard],
+    workers: int,
+    precision: str,
+    cpus: float,
+    gpus: float | None,
+) -> tuple[list[ScoredShard], list[ShardFailure]]:
+    from tasks.ray_runner import Worker, score_on_ray  # Ray is an extra
+
+    return score_on_ray(store, collection, model, shards, workers, precision, Worker(cpus, gpus))
