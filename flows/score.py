@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.futures import PrefectFuture
@@ -13,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tasks.errors import InputError
 from tasks.manifest import read_manifest
 from tasks.progress import progress, stopping
-from tasks.registry import CHAMPION_URI, ModelVersion, resolve_model
+from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.runs import new_run_id, write_run_record
 from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, ShardFailure, plan_shards, score_shard
 from tasks.store import Store, default_store
@@ -62,23 +63,22 @@ def score(
     goes on with the shards that are not committed, and the result is the same to the last byte.
     """
     started, target = time.monotonic(), Store(store or default_store())
+    score_shards = shard_scorer(runner, workers, worker_cpus, worker_gpus)
     manifest = read_manifest(target, collection)
     version = resolve_model(target, model)
     shards, pending = plan_shards(target, collection, version.partition, shard_size)
-    with progress(f"score {collection}", sum(shard.length for shard in pending)):
-        if runner == "ray":
-            done, failed = score_with_ray(
-                target, collection, version, pending, workers, precision, worker_cpus, worker_gpus
-            )
-        else:
-            done, failed = score_in_threads(target, collection, version, pending, workers, precision)
+    left = sum(shard.length for shard in pending)
+    uri = str(target.local_root or target.uri)  # a worker need not have our working directory
+    job = {"store": uri, "collection": collection, "model": version, "precision": precision}
+    with progress(f"score {collection}", left):
+        done, failed = score_shards(job, pending)
     images = sum(shard.length for shard in shards)
     scored = sum(shard.images for shard in done)
     unreadable: Counter[str] = Counter()
     for shard in done:
         unreadable.update(shard.unreadable)
     summary = ScoreSummary(
-        new_run_id(), collection, version.uri, images, scored, images - scored, dict(unreadable), len(done),
+        new_run_id(), collection, version.uri, images, scored, images - left, dict(unreadable), len(done),
         failed, round(time.monotonic() - started, 2), manifest.digest,
         target.uri_of("collections", collection, "scores", f"model={version.partition}"),
     )  # fmt: skip
@@ -91,15 +91,25 @@ def score(
     return summary
 
 
+def shard_scorer(
+    runner: Runner, workers: int, cpus: float, gpus: float | None
+) -> Callable[[dict[str, Any], list[Shard]], tuple[list[ScoredShard], list[ShardFailure]]]:
+    """Takes the parameters of score_shard but the shard, and shards; returns what is committed, and what failed."""
+    if runner == "threads":
+        return partial(score_in_threads, workers=workers)
+    from tasks.ray_runner import score_on_ray  # Ray is an extra
+
+    return partial(score_on_ray, workers=workers, cpus=cpus, gpus=gpus)
+
+
 def score_in_threads(
-    store: Store, collection: str, model: ModelVersion, shards: list[Shard], workers: int, precision: str
+    job: dict[str, Any], shards: list[Shard], workers: int
 ) -> tuple[list[ScoredShard], list[ShardFailure]]:
-    """A Prefect task a shard, `workers` at a time; what is committed, and what failed."""
-    parameters = {"store": store.uri, "collection": collection, "model": model, "precision": precision}
+    """A Prefect task a shard, `workers` at a time."""
     runner: ThreadPoolTaskRunner[ScoredShard] = ThreadPoolTaskRunner(max_workers=workers)
     try:
         with runner:
-            futures = [runner.submit(score_shard, parameters | {"shard": shard}) for shard in shards]
+            futures = [runner.submit(score_shard, job | {"shard": shard}) for shard in shards]
             wait_or_stop(futures)
     finally:
         stopping.clear()
@@ -130,18 +140,3 @@ def collect(
         if isinstance(result, BaseException)
     ]
     return done, failed
-
-
-def score_with_ray(
-    store: Store,
-    collection: str,
-    model: ModelVersion,
-    shards: list[Shard],
-    workers: int,
-    precision: str,
-    cpus: float,
-    gpus: float | None,
-) -> tuple[list[ScoredShard], list[ShardFailure]]:
-    from tasks.ray_runner import Worker, score_on_ray  # Ray is an extra
-
-    return score_on_ray(store, collection, model, shards, workers, precision, Worker(cpus, gpus))
