@@ -16,6 +16,7 @@ process's own, which Ray would else share between all runs in ~/.ray/auth_token.
 import logging
 import os
 import secrets
+import socket
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ except ImportError as error:
 TRIES = 3  # of one shard, before it is set aside
 BACKOFF_SECONDS = 5.0  # before the second try, twice as long before each further one
 OBJECT_STORE_BYTES = 80_000_000  # references are small; Ray's own default is a third of the memory
+NO_MEMORY_MONITOR = {"memory_monitor_refresh_ms": 0}  # it kills our workers for the memory that others have taken
 
 
 @dataclass(frozen=True)
@@ -100,21 +102,28 @@ class ShardScorer:
 def cluster(cpus: int) -> Iterator[None]:
     """Connected to RAY_ADDRESS, else to a cluster of this machine that lives as long as this."""
     address = os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR}
     folders = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
     with folders as folder, redirect_stdout(sys.stderr):  # Ray repeats there what workers print; ours is for results
-        try:
-            if address:
-                ray.init(address, **quiet)
-            else:
-                ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
-                         _temp_dir=folder, **quiet)  # fmt: skip
-        except (ConnectionError, RayError) as error:
-            raise InputError(f"no Ray cluster lets us in at RAY_ADDRESS {address!r}: {error}") from error
+        if address:
+            connect(address)
+        else:
+            ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
+                     _temp_dir=folder, logging_level=logging.ERROR, _system_config=NO_MEMORY_MONITOR)  # fmt: skip
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def connect(address: str) -> None:
+    """To a cluster that exists; InputError where nobody listens, for which Ray itself would ask for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        if host:  # else `auto`: the cluster of this machine
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, logging_level=logging.ERROR)
+    except (OSError, ValueError, RayError) as error:
+        raise InputError(f"the Ray cluster RAY_ADDRESS={address!r} cannot be used: {error}") from error
 
 
 def score_on_ray(

@@ -1,28 +1,34 @@
 """From a bucket to a bucket, configured by the AWS variables alone."""
 
+import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import s3fs
 
-from tests.flows.conftest import Command, write_images
+from tests.flows.conftest import Command, start, write_images
 
 AWKWARD = ("good/a+b 100%.png", "good/größe #1.png", "good/two words.png")
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving(port: int, *command: str) -> Iterator[None]:
+    """A server in a process of its own, from when it listens."""
+    server = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -30,9 +36,16 @@ def s3_server() -> Iterator[str]:
         assert server.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    server.kill()
+    yield
+    server.terminate()
     server.wait()
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    port = free_port()
+    with serving(port, "moto.server", "-H", "127.0.0.1", "-p", str(port)):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -81,3 +94,37 @@ def test_a_remote_store_without_a_tracking_server_is_refused(anomalyclip: Comman
     answer = anomalyclip("score", "--collection", "line", "--store", "s3://results/other")
     assert answer.code == 2
     assert "set MLFLOW_TRACKING_URI" in answer.err
+
+
+def test_a_ray_cluster_that_exists_scores_from_bucket_to_bucket_with_the_bytes_of_threads(
+    anomalyclip: Command, buckets, monkeypatch, tmp_path: Path
+):
+    monkeypatch.setattr("tasks.features.CACHE", tmp_path / "cache")
+    monkeypatch.setenv("ANOMALYCLIP_STORE", "s3://results/ray")
+    anomalyclip("ingest", "s3://photos/line 4", "--collection", "line", "--layout", "folders")
+    anomalyclip("train", "--collection", "line", "--epochs", "1")
+    arguments = ("score", "--collection", "line", "--shard-size", "4", "--json")
+    assert anomalyclip(*arguments).json["scored"] == 11
+    folders = [f"results/ray/collections/line/{kind}" for kind in ("scores", "maps", "masks")]
+    quiet = {path: buckets.cat(path) for folder in folders for path in buckets.find(folder)}
+    for path in quiet:
+        buckets.rm(path)
+    buckets.invalidate_cache()
+    port, folder = free_port(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # sockets want a short path
+    for name, value in {
+        "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of the cluster",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": str(Path(__file__).parents[2]),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    head = ("start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false",
+            "--node-ip-address=127.0.0.1", f"--temp-dir={folder.name}")  # fmt: skip
+    with serving(port, "ray.scripts.scripts", *head):
+        process = start(*arguments, "--runner", "ray", "--workers", "2", cwd=tmp_path)
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert json.loads(out)["scored"] == 11
+    assert {path: buckets.cat(path) for folder in folders for path in buckets.find(folder)} == quiet
+    buckets.rm(next(path for path in quiet if "/scores/" in path))
+    answer = anomalyclip(*arguments, "--runner", "ray")
+    assert answer.code == 2
+    assert f"RAY_ADDRESS='127.0.0.1:{port}' cannot be used" in answer.err
