@@ -152,9 +152,7 @@ class Pool:
     def __init__(self, job: dict[str, Any], shards: list[Shard], cpus: float, gpus: float) -> None:
         import torch
 
-        self.actor = ray.remote(ShardScorer).options(
-            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": worker_environment()}
-        )
+        self.actor = ray.remote(ShardScorer).options(num_cpus=cpus, num_gpus=gpus, runtime_env=worker_environment())
         self.arguments = job, torch.get_num_threads()
         self.waiting = deque(shards)
         self.running: dict[Any, tuple[Any, Shard]] = {}  # by the reference of the answer
@@ -220,7 +218,9 @@ class Pool:
             self.failed.append(ShardFailure(shard.name, f"set aside after {tries} tries: {failure.reason}"))
 
 
-def worker_environment() -> dict[str, str]:
-    """What a worker on another machine must know of this one; credentials are its own."""
+def worker_environment() -> dict[str, Any]:
+    """What a worker on another machine must know of this one, credentials are its own; here it inherits all."""
+    if "RAY_ADDRESS" not in os.environ:
+        return {}
     uri = configured_tracking_uri()
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+    return {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})}

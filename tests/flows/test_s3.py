@@ -29,16 +29,18 @@ def serving(port: int, *command: str) -> Iterator[None]:
     """A server in a process of its own, from when it listens."""
     server = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert server.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield
-    server.terminate()
-    server.wait()
+    try:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +103,12 @@ def test_a_ray_cluster_that_exists_scores_from_bucket_to_bucket_with_the_bytes_o
 ):
     monkeypatch.setattr("tasks.features.CACHE", tmp_path / "cache")
     monkeypatch.setenv("ANOMALYCLIP_STORE", "s3://results/ray")
-    anomalyclip("ingest", "s3://photos/line 4", "--collection", "line", "--layout", "folders")
+    listed = anomalyclip("ingest", "s3://photos/line 4", "--collection", "line", "--layout", "folders", "--json").json[
+        "new"
+    ]
     anomalyclip("train", "--collection", "line", "--epochs", "1")
     arguments = ("score", "--collection", "line", "--shard-size", "4", "--json")
-    assert anomalyclip(*arguments).json["scored"] == 11
+    assert anomalyclip(*arguments).json["scored"] == listed
     folders = [f"results/ray/collections/line/{kind}" for kind in ("scores", "maps", "masks")]
     quiet = {path: buckets.cat(path) for folder in folders for path in buckets.find(folder)}
     for path in quiet:
@@ -122,7 +126,7 @@ def test_a_ray_cluster_that_exists_scores_from_bucket_to_bucket_with_the_bytes_o
         process = start(*arguments, "--runner", "ray", "--workers", "2", cwd=tmp_path)
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert json.loads(out)["scored"] == 11
+    assert json.loads(out)["scored"] == listed
     assert {path: buckets.cat(path) for folder in folders for path in buckets.find(folder)} == quiet
     buckets.rm(next(path for path in quiet if "/scores/" in path))
     answer = anomalyclip(*arguments, "--runner", "ray")
