@@ -64,6 +64,7 @@ def score(
     """
     started, target = time.monotonic(), Store(store or default_store())
     score_shards = shard_scorer(runner, workers, worker_cpus, worker_gpus)
+    target.check_writable()
     manifest = read_manifest(target, collection)
     version = resolve_model(target, model)
     shards, pending = plan_shards(target, collection, version.partition, shard_size)

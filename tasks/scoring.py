@@ -165,8 +165,8 @@ class Output:
 
 
 def transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: storage that failed, yes; unusable input, no."""
-    return not isinstance(state.result(raise_on_failure=False), (InputError, Stopped))
+    """Whether trying again may help: storage that failed, yes; unusable input or refused credentials, no."""
+    return not isinstance(state.result(raise_on_failure=False), (InputError, Stopped, PermissionError))
 
 
 @task(

@@ -1,72 +1,10 @@
 """From a bucket to a bucket, configured by the AWS variables alone."""
 
 import json
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-import s3fs
-
-from tests.flows.conftest import Command, start, write_images
-
-AWKWARD = ("good/a+b 100%.png", "good/größe #1.png", "good/two words.png")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def serving(port: int, *command: str) -> Iterator[None]:
-    """A server in a process of its own, from when it listens."""
-    server = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    try:
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield
-    finally:
-        server.terminate()
-        server.wait()
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    port = free_port()
-    with serving(port, "moto.server", "-H", "127.0.0.1", "-p", str(port)):
-        yield f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture
-def buckets(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
-    """Buckets `photos` with images of awkward names and `results`, and MLflow in a database of the test's own."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    filesystem = s3fs.S3FileSystem()
-    for bucket in ("photos", "results"):
-        filesystem.call_s3("create_bucket", Bucket=bucket)
-    write_images(tmp_path / "images", range(8))
-    filesystem.put(str(tmp_path / "images"), "photos/line 4", recursive=True)
-    for name in AWKWARD:
-        filesystem.put_file(str(tmp_path / "images/good/000.png"), f"photos/line 4/{name}")
-    return filesystem
+from tests.flows.conftest import Command, free_port, serving, start
 
 
 def test_a_bucket_is_ingested_trained_on_scored_and_evaluated(
