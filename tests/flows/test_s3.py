@@ -46,7 +46,9 @@ def test_a_ray_cluster_that_exists_scores_from_bucket_to_bucket_with_the_bytes_o
     ]
     anomalyclip("train", "--collection", "line", "--epochs", "1")
     arguments = ("score", "--collection", "line", "--shard-size", "4", "--json")
-    assert anomalyclip(*arguments).json["scored"] == listed
+    answer = anomalyclip(*arguments)
+    assert answer.code == 0, answer.err
+    assert answer.json["scored"] == listed
     folders = [f"results/ray/collections/line/{kind}" for kind in ("scores", "maps", "masks")]
     quiet = {path: buckets.cat(path) for folder in folders for path in buckets.find(folder)}
     for path in quiet:
