@@ -75,7 +75,7 @@ def prepare_environment(store: str) -> None:
     home = Store(store).local_root or CACHE
     defaults = {
         "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_LOGGING_LEVEL": "INFO" if "PREFECT_API_URL" in os.environ else "ERROR",  # a server shows it in its UI
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "DO_NOT_TRACK": "1",
@@ -169,7 +169,7 @@ def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
 
     s = score(
         arguments.collection, arguments.model, arguments.workers, arguments.shard_size, arguments.precision,
-        store=arguments.store,
+        arguments.runner, arguments.worker_cpus, arguments.worker_gpus, store=arguments.store,
     )  # fmt: skip
     if not s.scored:
         return s, f"{s.collection}: nothing to score, {s.model} has scored all {s.images} images"
@@ -397,9 +397,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_collection(score)
     add_model(score)
     score.add_argument(
-        "--runner", choices=("threads",), default="threads", help="what runs the shards (default: threads)"
+        "--runner",
+        choices=("threads", "ray"),
+        default="threads",
+        help="threads of this process (default), or a Ray cluster: RAY_ADDRESS, else one of this machine",
     )
     score.add_argument("--workers", type=positive, default=1, help="shards at the same time (default: 1)")
+    score.add_argument("--worker-cpus", type=float, default=1.0, help="cores that a Ray worker asks for (default: 1)")
+    score.add_argument("--worker-gpus", type=float,
+                       help="GPUs that a Ray worker asks for, also less than one (default: its share of all)")  # fmt: skip
     score.add_argument("--shard-size", type=positive, default=256, help="images a shard (default: 256)")
     score.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32, the exact one"

@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.futures import PrefectFuture
@@ -13,17 +14,21 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tasks.errors import InputError
 from tasks.manifest import read_manifest
 from tasks.progress import progress, stopping
-from tasks.registry import CHAMPION_URI, ModelVersion, resolve_model
+from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.runs import new_run_id, write_run_record
-from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, plan_shards, score_shard
+from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, ShardFailure, plan_shards, score_shard
 from tasks.store import Store, default_store
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Runner = Literal["threads", "ray"]
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """Counts of images; unreadable: by kind, among those of this run; scores: the folder with the Parquet parts."""
+    """Counts of images; unreadable: by kind, among those of this run; scores: the folder with the Parquet parts.
+
+    failed: shards that this run could not score, with the reason; the next run tries them again.
+    """
 
     run_id: str
     collection: str
@@ -33,6 +38,7 @@ class ScoreSummary:
     already_scored: int
     unreadable: dict[str, int]
     shards: int
+    failed: list[ShardFailure]
     seconds: float
     manifest_digest: str
     scores: str
@@ -45,47 +51,70 @@ def score(
     workers: int = 1,
     shard_size: int = SHARD_SIZE,
     precision: Precision = "fp32",
+    runner: Runner = "threads",
+    worker_cpus: float = 1.0,
+    worker_gpus: float | None = None,
     store: str | None = None,
 ) -> ScoreSummary:
     """Score what this model has not scored yet; write scores, maps and masks back to the store.
 
-    workers: shards that are scored at the same time in this process. Killed anywhere, the next run goes on with the
-    shards that are not committed, and the result is the same to the last byte.
+    workers: shards that are scored at the same time, in threads of this process or by Ray's workers, each of which asks
+    for worker_cpus and worker_gpus (fractions too; by default its share of the cluster's). Killed anywhere, the next run
+    goes on with the shards that are not committed, and the result is the same to the last byte.
     """
     started, target = time.monotonic(), Store(store or default_store())
+    score_shards = shard_scorer(runner, workers, worker_cpus, worker_gpus)
     target.check_writable()
     manifest = read_manifest(target, collection)
     version = resolve_model(target, model)
     shards, pending = plan_shards(target, collection, version.partition, shard_size)
-    with progress(f"score {collection}", sum(shard.length for shard in pending)):
-        done = score_all(target, collection, version, pending, workers, precision)
+    left = sum(shard.length for shard in pending)
+    uri = str(target.local_root or target.uri)  # a worker need not have our working directory
+    job = {"store": uri, "collection": collection, "model": version, "precision": precision}
+    with progress(f"score {collection}", left):
+        done, failed = score_shards(job, pending)
     images = sum(shard.length for shard in shards)
     scored = sum(shard.images for shard in done)
     unreadable: Counter[str] = Counter()
     for shard in done:
         unreadable.update(shard.unreadable)
     summary = ScoreSummary(
-        new_run_id(), collection, version.uri, images, scored, images - scored, dict(unreadable), len(done),
-        round(time.monotonic() - started, 2), manifest.digest,
+        new_run_id(), collection, version.uri, images, scored, images - left, dict(unreadable), len(done),
+        failed, round(time.monotonic() - started, 2), manifest.digest,
         target.uri_of("collections", collection, "scores", f"model={version.partition}"),
     )  # fmt: skip
     write_run_record(target, collection, "score", summary)
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(pending)} shards of {collection!r} failed, the others are committed; run the same "
+            f"command to try again. The first failure: {failed[0].name}: {failed[0].reason}"
+        )
     return summary
 
 
-def score_all(
-    store: Store, collection: str, model: ModelVersion, shards: list[Shard], workers: int, precision: str
-) -> list[ScoredShard]:
-    """A Prefect task a shard, `workers` at a time; raises after all have ended if any failed."""
-    parameters = {"store": store.uri, "collection": collection, "model": model, "precision": precision}
+def shard_scorer(
+    runner: Runner, workers: int, cpus: float, gpus: float | None
+) -> Callable[[dict[str, Any], list[Shard]], tuple[list[ScoredShard], list[ShardFailure]]]:
+    """Takes the parameters of score_shard but the shard, and shards; returns what is committed, and what failed."""
+    if runner == "threads":
+        return partial(score_in_threads, workers=workers)
+    from tasks.ray_runner import score_on_ray  # Ray is an extra
+
+    return partial(score_on_ray, workers=workers, cpus=cpus, gpus=gpus)
+
+
+def score_in_threads(
+    job: dict[str, Any], shards: list[Shard], workers: int
+) -> tuple[list[ScoredShard], list[ShardFailure]]:
+    """A Prefect task a shard, `workers` at a time."""
     runner: ThreadPoolTaskRunner[ScoredShard] = ThreadPoolTaskRunner(max_workers=workers)
     try:
         with runner:
-            futures = [runner.submit(score_shard, parameters | {"shard": shard}) for shard in shards]
+            futures = [runner.submit(score_shard, job | {"shard": shard}) for shard in shards]
             wait_or_stop(futures)
     finally:
         stopping.clear()
-    return collect(futures, collection)
+    return collect(shards, futures)
 
 
 def wait_or_stop(futures: Sequence[PrefectFuture[ScoredShard]]) -> None:
@@ -98,15 +127,17 @@ def wait_or_stop(futures: Sequence[PrefectFuture[ScoredShard]]) -> None:
         raise
 
 
-def collect(futures: Sequence[PrefectFuture[ScoredShard]], collection: str) -> list[ScoredShard]:
+def collect(
+    shards: Sequence[Shard], futures: Sequence[PrefectFuture[ScoredShard]]
+) -> tuple[list[ScoredShard], list[ShardFailure]]:
     results = [future.state.result(raise_on_failure=False) for future in futures]
-    failures = [result for result in results if isinstance(result, BaseException)]
-    for failure in failures:
-        if isinstance(failure, InputError):
-            raise failure
-    if failures:
-        raise RuntimeError(
-            f"{len(failures)} of {len(futures)} shards of {collection!r} failed, the others are committed; "
-            f"run the same command to go on. The first failure: {failures[0]}"
-        ) from failures[0]
-    return [result for result in results if isinstance(result, ScoredShard)]
+    for result in results:
+        if isinstance(result, InputError):
+            raise result
+    done = [result for result in results if isinstance(result, ScoredShard)]
+    failed = [
+        ShardFailure(shard.name, f"{type(result).__name__}: {result}")
+        for shard, result in zip(shards, results, strict=True)
+        if isinstance(result, BaseException)
+    ]
+    return done, failed

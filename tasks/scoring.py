@@ -17,7 +17,6 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -35,11 +34,11 @@ from models.stream import Scored, batch_size_for, score_stream
 from tasks.errors import InputError
 from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
-from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
+from tasks.manifest import FACTS_PART, list_parts, manifest_folder
 from tasks.progress import Stopped, advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, to_parquet, to_table
+from tasks.tables import MAPS, SCORES, count_rows, read_rows, to_parquet, to_table
 from tasks.thresholds import Calibration, find_calibration
 
 SHARD_SIZE = 256
@@ -80,6 +79,14 @@ class ScoredShard:
     unreadable: dict[str, int]
 
 
+@dataclass(frozen=True)
+class ShardFailure:
+    """A shard that could not be scored in this run, and why."""
+
+    name: str
+    reason: str
+
+
 def part_key(manifest_part: str) -> str:
     return manifest_part.rpartition("part-")[2].removesuffix(".parquet")
 
@@ -104,20 +111,16 @@ def plan_shards(
     shards = []
     for part in list_parts(store, collection):
         if not part.endswith(f"{FACTS_PART}.parquet"):
-            rows = count_rows(store, collection, part)
+            rows = count_rows(store, *manifest_folder(collection), part)
             part_size = sizes.get(part_key(part), size)
             shards += [Shard(part, part_size, i, rows) for i in range(-(-rows // part_size))]
     return shards, [shard for shard in shards if shard.name not in done]
 
 
-def count_rows(store: Store, collection: str, part: str) -> int:
-    with store.fs.open(store.path(*manifest_folder(collection), part), "rb") as file:
-        return int(pq.read_metadata(file).num_rows)
-
-
 def read_shard(store: Store, collection: str, shard: Shard) -> list[dict[str, Any]]:
-    table = read_part(store, collection, shard.manifest_part).slice(shard.index * shard.size, shard.size)
-    return list(table.select(["image_id", "uri", "etag", "size", "class_name"]).to_pylist())
+    start, columns = shard.index * shard.size, ["image_id", "uri", "etag", "size", "class_name"]
+    part = (*manifest_folder(collection), shard.manifest_part)
+    return list(read_rows(store, start, start + shard.length, *part, columns=columns).to_pylist())
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from tasks.store import Store
 
+ROW_GROUP = 1024  # rows: what a reader of some rows of a part has to read
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 MANIFEST = pa.schema(
@@ -70,7 +71,7 @@ def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 def to_parquet(table: pa.Table) -> bytes:
     """The same table gives the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP)
     return buffer.getvalue()
 
 
@@ -79,6 +80,31 @@ def read_parquet(
 ) -> pa.Table:
     """One table; where a schema is given it has its columns, null where the file lacks them."""
     return pq.read_table(io.BytesIO(store.read(*parts)), columns=columns, schema=schema)
+
+
+def read_rows(store: Store, start: int, stop: int, *parts: str, columns: list[str]) -> pa.Table:
+    """Rows start..stop of one Parquet file: its footer and the row groups that hold them, as ranges."""
+    with open_part(store, *parts) as file:
+        reader = pq.ParquetFile(file, pre_buffer=True)  # neighbouring columns in one request
+        groups: list[int] = []
+        before = first = 0
+        for group in range(reader.num_row_groups):
+            rows = reader.metadata.row_group(group).num_rows
+            if before < stop and before + rows > start:
+                first = first if groups else before
+                groups.append(group)
+            before += rows
+        return reader.read_row_groups(groups, columns).slice(start - first, stop - start)
+
+
+def count_rows(store: Store, *parts: str) -> int:
+    with open_part(store, *parts) as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+def open_part(store: Store, *parts: str) -> Any:
+    """For reading of ranges: fsspec's own reading ahead would fetch the whole part."""
+    return store.fs.open(store.path(*parts), "rb", cache_type="none")
 
 
 def read_parts(store: Store, *folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:

@@ -1,8 +1,10 @@
 """From a bucket to a bucket, configured by the AWS variables alone."""
 
+import json
+import tempfile
 from pathlib import Path
 
-from tests.flows.conftest import Command
+from tests.flows.conftest import Command, free_port, serving, start
 
 
 def test_a_bucket_is_ingested_trained_on_scored_and_evaluated(
@@ -32,3 +34,41 @@ def test_a_remote_store_without_a_tracking_server_is_refused(anomalyclip: Comman
     answer = anomalyclip("score", "--collection", "line", "--store", "s3://results/other")
     assert answer.code == 2
     assert "set MLFLOW_TRACKING_URI" in answer.err
+
+
+def test_a_ray_cluster_that_exists_scores_from_bucket_to_bucket_with_the_bytes_of_threads(
+    anomalyclip: Command, buckets, monkeypatch, tmp_path: Path
+):
+    monkeypatch.setattr("tasks.features.CACHE", tmp_path / "cache")
+    monkeypatch.setenv("ANOMALYCLIP_STORE", "s3://results/ray")
+    listed = anomalyclip("ingest", "s3://photos/line 4", "--collection", "line", "--layout", "folders", "--json").json[
+        "new"
+    ]
+    anomalyclip("train", "--collection", "line", "--epochs", "1")
+    arguments = ("score", "--collection", "line", "--shard-size", "4", "--json")
+    answer = anomalyclip(*arguments)
+    assert answer.code == 0, answer.err
+    assert answer.json["scored"] == listed
+    folders = [f"results/ray/collections/line/{kind}" for kind in ("scores", "maps", "masks")]
+    quiet = {path: buckets.cat(path) for folder in folders for path in buckets.find(folder)}
+    for path in quiet:
+        buckets.rm(path)
+    buckets.invalidate_cache()
+    port, folder = free_port(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # sockets want a short path
+    for name, value in {
+        "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of the cluster",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": str(Path(__file__).parents[2]),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    head = ("start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false",
+            "--node-ip-address=127.0.0.1", f"--temp-dir={folder.name}")  # fmt: skip
+    with serving(port, "ray.scripts.scripts", *head):
+        process = start(*arguments, "--runner", "ray", "--workers", "2", cwd=tmp_path)
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert json.loads(out)["scored"] == listed
+    assert {path: buckets.cat(path) for folder in folders for path in buckets.find(folder)} == quiet
+    buckets.rm(next(path for path in quiet if "/scores/" in path))
+    answer = anomalyclip(*arguments, "--runner", "ray")
+    assert answer.code == 2
+    assert f"RAY_ADDRESS='127.0.0.1:{port}' cannot be used" in answer.err

@@ -1,0 +1,136 @@
+"""Shards on Ray end with the bytes of threads, whatever dies."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import psutil
+import pytest
+
+from models import Detector
+from models.backbone import load_backbone
+from models.prompts import PromptLearner
+from tests.flows.conftest import Command, start, write_images
+from tests.flows.test_kill import forget_scores, written
+
+BAD_STORAGE = '''
+import os, signal
+from pathlib import Path
+from fsspec.implementations.local import LocalFileSystem
+
+class BadFileSystem(LocalFileSystem):
+    """Reading `deadly` kills the process, as a decoder with a bug would; reading `busy` fails once."""
+
+    protocol = "bad"
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        if path.endswith("deadly.png"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        failed = Path(path).with_suffix(".failed")
+        if path.endswith("busy.png") and not failed.exists():
+            failed.touch()
+            raise OSError("the storage is busy")
+        return super().cat_file(path, start, end, **kwargs)
+'''
+REGISTER = "import fsspec; fsspec.register_implementation('bad', 'bad_storage.BadFileSystem')"
+ON_RAY = ("--shard-size", "4", "--runner", "ray", "--workers", "2", "--json")
+
+
+@pytest.fixture
+def collection(anomalyclip: Command, tmp_path: Path) -> dict[str, bytes]:
+    """64 images and a model; returns what threads write."""
+    write_images(tmp_path / "images", range(64), size=64)
+    anomalyclip("ingest", "images", "--collection", "parts", "--layout", "folders")
+    anomalyclip("train", "--collection", "parts", "--epochs", "1")
+    assert anomalyclip("score", "--collection", "parts", "--shard-size", "4").code == 0
+    quiet = written(tmp_path / "store")
+    forget_scores(tmp_path / "store")
+    return quiet
+
+
+def parts(store: Path) -> int:
+    return len(list((store / "collections/parts").glob("scores/*/part-*.parquet")))
+
+
+def test_one_of_two_workers_is_killed_and_the_bytes_are_those_of_threads(collection, tmp_path: Path):
+    process = start("score", "--collection", "parts", *ON_RAY, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not parts(tmp_path / "store"):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    cluster = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "ray" in "".join(child.cmdline())
+    ]
+    workers = [child for child in cluster if child.cmdline()[0].startswith("ray::ShardScorer")]
+    os.kill(workers[0].pid, signal.SIGKILL)
+    assert parts(tmp_path / "store") < 16
+    addresses = {c.laddr.ip for p in cluster if p not in workers for c in p.net_connections() if c.status == "LISTEN"}
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"} != set()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "try 1 of 3 failed: its worker died" in err
+    assert [json.loads(out)[name] for name in ("scored", "shards", "failed")] == [64, 16, []]
+    assert written(tmp_path / "store") == collection
+    assert [child for child in cluster if child.is_running()] == []
+
+
+@pytest.fixture
+def bad_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of 24 images, one of which kills whoever reads it, and another fails once; workers know the filesystem too."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/bad_storage.py").write_text(BAD_STORAGE)
+    (tmp_path / "path/sitecustomize.py").write_text(REGISTER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'path'}{os.pathsep}{Path(__file__).parents[2]}")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    fsspec.register_implementation("bad", "bad_storage.BadFileSystem", clobber=True)
+    write_images(tmp_path / "images", range(24), size=64)
+    (tmp_path / "images/damaged/001.png").rename(tmp_path / "images/damaged/deadly.png")
+    (tmp_path / "images/good/000.png").rename(tmp_path / "images/good/busy.png")
+    return f"bad://{tmp_path}/images"
+
+
+def test_a_shard_is_tried_again_and_set_aside_where_it_kills_every_worker(
+    anomalyclip: Command, bad_storage: str, tmp_path: Path, monkeypatch, caplog
+):
+    monkeypatch.setattr("tasks.ray_runner.TRIES", 2)
+    monkeypatch.setattr("tasks.ray_runner.BACKOFF_SECONDS", 0.1)
+    anomalyclip("ingest", str(tmp_path / "images"), "--collection", "labelled", "--layout", "folders")
+    anomalyclip("train", "--collection", "labelled", "--epochs", "1")
+    assert anomalyclip("ingest", bad_storage, "--collection", "parts").code == 0
+    answer = anomalyclip("score", "--collection", "parts", *ON_RAY)
+    assert (answer.code, answer.out) == (1, "")
+    assert "1 of 6 shards of 'parts' failed, the others are committed" in answer.err
+    (record,) = [json.loads(path.read_text()) for path in (tmp_path / "store/collections/parts/runs").glob("*.json")]
+    assert (record["scored"], record["already_scored"], record["shards"]) == (20, 0, 5)
+    (failed,) = record["failed"]
+    assert failed["reason"] == "set aside after 2 tries: its worker died"
+    assert f"The first failure: {failed['name']}: {failed['reason']}" in answer.err
+    assert "try 1 of 2 failed: OSError: the storage is busy" in caplog.text
+    assert "in cat_file" in caplog.text  # the worker's own log, with its traceback
+    assert parts(tmp_path / "store") == 5
+
+
+def test_input_that_no_other_try_would_help_ends_the_run_in_one_sentence(anomalyclip: Command, tmp_path: Path, caplog):
+    write_images(tmp_path / "images", range(4), size=64)
+    anomalyclip("ingest", "images", "--collection", "parts")
+    backbone = load_backbone("embedded", 96)
+    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(tmp_path / "bundle")
+    config = bundle / "config.json"
+    config.write_text(config.read_text().replace('"embedded"', '"ViT-B-32:/nowhere.safetensors"'))
+    answer = anomalyclip("score", "--collection", "parts", "--model", str(bundle), "--runner", "ray")
+    assert answer.code == 2
+    assert "/nowhere.safetensors" in answer.err.splitlines()[-1]
+    assert "try 1" not in caplog.text
+
+
+def test_without_ray_the_extra_is_named(anomalyclip: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "tasks.ray_runner", raising=False)
+    answer = anomalyclip("score", "--collection", "parts", "--runner", "ray")
+    assert answer.code == 2
+    assert "pip install 'anomalyclip-batch[ray]'" in answer.err
