@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from flows.parameters import CollectionName, Model, StoreUri
 from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.store import Store, default_store
@@ -21,7 +22,7 @@ class EvaluateSummary:
 
 
 @flow(name="evaluate", flow_run_name="evaluate {collection}")
-def evaluate(collection: str, model: str = CHAMPION_URI, store: str | None = None) -> EvaluateSummary:
+def evaluate(collection: CollectionName, model: Model = CHAMPION_URI, store: StoreUri = None) -> EvaluateSummary:
     """Compare the scores and maps of a model with the collection's labels and masks, and log the result to MLflow."""
     store = store or default_store()
     version = resolve_model(Store(store), model)

@@ -4,12 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.parameters import CollectionName, Model, Precision, ShardSize, StoreUri, Workers
 from tasks.errors import InputError
 from tasks.manifest import read_manifest
 from tasks.progress import progress, stopping
@@ -17,8 +17,6 @@ from tasks.registry import CHAMPION_URI, ModelVersion, resolve_model
 from tasks.runs import new_run_id, write_run_record
 from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, plan_shards, score_shard
 from tasks.store import Store, default_store
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class ScoreSummary:
 
 @flow(name="score", flow_run_name="score {collection}")
 def score(
-    collection: str,
-    model: str = CHAMPION_URI,
-    workers: int = 1,
-    shard_size: int = SHARD_SIZE,
+    collection: CollectionName,
+    model: Model = CHAMPION_URI,
+    workers: Workers = 1,
+    shard_size: ShardSize = SHARD_SIZE,
     precision: Precision = "fp32",
-    store: str | None = None,
+    store: StoreUri = None,
 ) -> ScoreSummary:
     """Score what this model has not scored yet; write scores, maps and masks back to the store.
 

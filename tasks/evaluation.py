@@ -22,7 +22,7 @@ from tasks.errors import InputError
 from tasks.images import read_mask
 from tasks.manifest import Manifest, labelled_test_rows, read_manifest
 from tasks.registry import ModelVersion, bundle_folder, tracked_run
-from tasks.scoring import scores_folder
+from tasks.scoring import part_number, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
 
@@ -101,10 +101,17 @@ def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.Dat
     return joined
 
 
-def read_grids(store: Store, collection: str, model: ModelVersion, images: Iterable[str]) -> dict[str, np.ndarray]:
-    """Patch grids (g, g) float32 of these images, by their ids; one part of the maps is in memory at a time."""
+def read_grids(
+    store: Store, collection: str, model: ModelVersion, images: Iterable[str], first_part: int = 0
+) -> dict[str, np.ndarray]:
+    """Patch grids (g, g) float32 of these images, by their ids; one part of the maps is in memory at a time.
+
+    first_part: of the manifest; the images lie in none before it.
+    """
     folder, wanted, grids = scores_folder(collection, model.partition, "maps"), set(images), {}
     for part in store.find(*folder, suffix=".parquet"):
+        if part_number(part) < first_part:
+            continue
         columns = (column.to_pylist() for column in read_parquet(store, *folder, part).select(MAPS.names))
         for image, rows, cols, values in zip(*columns, strict=True):
             if image in wanted:

@@ -60,8 +60,7 @@ class Shard:
 
     @property
     def part_number(self) -> int:
-        """Of its manifest part, in the order in which they were written."""
-        return int(part_key(self.manifest_part).partition("-")[0])
+        return part_number(self.manifest_part)
 
     @property
     def length(self) -> int:
@@ -79,6 +78,11 @@ class ScoredShard:
 
 def part_key(manifest_part: str) -> str:
     return manifest_part.rpartition("part-")[2].removesuffix(".parquet")
+
+
+def part_number(name: str) -> int:
+    """Of a manifest part, in the order in which they were written; scores and maps have it in their names, too."""
+    return int(part_key(name).partition("-")[0])
 
 
 def scores_folder(collection: str, partition: str, kind: str = "scores") -> tuple[str, ...]:
