@@ -1,10 +1,11 @@
 """Evaluate: metrics of a scored, labelled collection against its labels and masks, into MLflow."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from prefect import flow
 
 from flows.parameters import CollectionName, Model, StoreUri
+from tasks.artifacts import mlflow_links, publish_links, publish_table
 from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.store import Store, default_store
@@ -27,4 +28,6 @@ def evaluate(collection: CollectionName, model: Model = CHAMPION_URI, store: Sto
     store = store or default_store()
     version = resolve_model(Store(store), model)
     table, run_id = evaluate_collection(store, collection, version)
+    publish_table("evaluate", collection, [asdict(row) for row in table], f"{collection}, {version.uri}")
+    publish_links("evaluate", collection, mlflow_links(Store(store), version, run_id))
     return EvaluateSummary(collection, version.uri, run_id, AUPRO_DEFINITION, table)

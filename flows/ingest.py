@@ -1,8 +1,11 @@
 """Ingest: list a source and write what is new or changed to the collection's manifest."""
 
+from dataclasses import asdict
+
 from prefect import flow
 
 from flows.parameters import CollectionName, LayoutName, Probe, Source, StoreUri
+from tasks.artifacts import publish_table
 from tasks.manifest import IngestSummary, ingest_source
 from tasks.store import default_store
 
@@ -16,4 +19,6 @@ def ingest(
     store: StoreUri = None,
 ) -> IngestSummary:
     """List SOURCE (a folder or any fsspec URI) and add new and changed images to the collection's manifest."""
-    return ingest_source(store or default_store(), collection, source, layout, probe)
+    summary = ingest_source(store or default_store(), collection, source, layout, probe)
+    publish_table("ingest", collection, [asdict(summary)], f"{source} in {collection}")
+    return summary

@@ -13,8 +13,8 @@ from prefect.states import Completed, Failed, State
 from flows.ingest import ingest
 from flows.parameters import CollectionName, LayoutName, Precision, ShardSize, Source, StoreUri, Workers
 from flows.score import score
-from tasks.artifacts import publish_night
 from tasks.manifest import digest_of, list_parts
+from tasks.night_artifacts import publish_night
 from tasks.nights import FAILED, NightSummary, announce_drift, log_night, read_night, record_night
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.report import write_report

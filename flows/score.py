@@ -4,12 +4,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.parameters import CollectionName, Model, Precision, ShardSize, StoreUri, Workers
+from tasks.artifacts import publish_table
 from tasks.errors import InputError
 from tasks.manifest import read_manifest
 from tasks.progress import progress, stopping
@@ -67,7 +69,13 @@ def score(
         target.uri_of("collections", collection, "scores", f"model={version.partition}"),
     )  # fmt: skip
     write_run_record(target, collection, "score", summary)
+    publish_table("score", collection, [table_row(summary)], f"{collection}, {version.uri}")
     return summary
+
+
+def table_row(summary: ScoreSummary) -> dict[str, Any]:
+    shown = {name: getattr(summary, name) for name in ("collection", "images", "scored", "already_scored", "seconds")}
+    return shown | {"unreadable": sum(summary.unreadable.values())}
 
 
 def score_all(

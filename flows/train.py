@@ -17,9 +17,10 @@ from flows.parameters import (
     StoreUri,
     ValidationShare,
 )
+from tasks.artifacts import mlflow_links, publish_links
 from tasks.backbones import make_geometry
 from tasks.features import compute_features
-from tasks.store import default_store
+from tasks.store import Store, default_store
 from tasks.training import EpochLoss, TrainingPlan, learn_prompts
 
 
@@ -60,4 +61,5 @@ def train(
     plan = TrainingPlan(backbone, geometry, epochs, lr, seed, validation_share, patience)
     features = compute_features(store, collections, backbone, plan.geometry)
     version, loss = learn_prompts(store, collections, plan, features)
+    publish_links("train", "-".join(collections), mlflow_links(Store(store), version))
     return TrainSummary(version.uri, version.version, version.digest, collections, epochs, loss)

@@ -10,7 +10,18 @@ from PIL import Image
 
 from tests.flows.conftest import Command, start, write_images
 
-COMMANDS = ["demo", "ingest", "train", "import-checkpoint", "score", "evaluate", "report", "calibrate", "nightly", "reproduce"]
+COMMANDS = [
+    "demo",
+    "ingest",
+    "train",
+    "import-checkpoint",
+    "score",
+    "evaluate",
+    "report",
+    "calibrate",
+    "nightly",
+    "reproduce",
+]
 
 
 def test_a_collection_goes_from_folder_to_scores_masks_and_metrics(anomalyclip: Command, images: Path, tmp_path: Path):
