@@ -58,7 +58,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -78,7 +78,7 @@ def api(environment: dict[str, str]) -> Iterator[httpx.Client]:
     try:
         with httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=60) as client:
             wait_for(lambda: client.get("/health").is_success)
-            subprocess.run([sys.executable, "-m", "infra.deploy"], env=environment, cwd=ROOT, check=True, timeout=300)
+            subprocess.run([sys.executable, "-m", "infra.deploy"], env=environment, cwd=ROOT, check=True, timeout=900)
             yield client
     finally:
         kill(server)
@@ -167,7 +167,7 @@ def test_a_worker_runs_a_night_that_leaves_its_state_artifacts_and_event(
     run = post(api, path, parameters={"source": str(parts), "collection": "parts"}, state={"type": "SCHEDULED"})
     worker = start(environment, "prefect", "worker", "start", "--pool", "anomalyclip")
     try:
-        state = wait_for(lambda: ended(api, run["id"]), seconds=240)
+        state = wait_for(lambda: ended(api, run["id"]), seconds=900)
     finally:
         kill(worker)
     assert (state["type"], state["name"]) == ("COMPLETED", "Completed with unreadable images"), state["message"]
