@@ -1,6 +1,6 @@
 """Artifacts of a run in Prefect's UI: tables, Markdown and links. Without a server that people look at there are none.
 
-Names and labels are hostile: in Markdown every character of theirs that could mean something is written as an entity.
+Names and labels are hostile: in Markdown every character of theirs that could mean something has a backslash before it.
 """
 
 import re
@@ -30,7 +30,7 @@ def publish_markdown(step: str, collection: str, name: str, markdown: str, descr
 def publish_links(step: str, collection: str, links: Mapping[str, str]) -> None:
     """One artifact a link, under the link's name."""
     for name, link in links.items() if watched() else ():
-        create_link_artifact(quote(link, safe=":/#?=&%@"), as_text(link), artifact_key(step, collection, name))
+        create_link_artifact(quote(link, safe=":/#?=&%@"), name, artifact_key(step, collection, name))
 
 
 def mlflow_links(store: Store, model: ModelVersion, run_id: str | None = None) -> dict[str, str]:
@@ -51,4 +51,4 @@ def artifact_key(*words: str) -> str:
 
 def as_text(value: str) -> str:
     """Markdown that shows a value as it is, on one line."""
-    return re.sub(r"[^\w –;,-]|_", lambda found: f"&#{ord(found[0])};", " ".join(value.split()))
+    return re.sub(r"[!-,./:-@\[-`{-~]", r"\\\g<0>", " ".join(value.split()))

@@ -55,6 +55,7 @@ def highest_images(store: Store, collection: str, model: ModelVersion, night: Ni
     lines = ["| image | abnormal probability | score | decision | class | name |", "|---|---|---|---|---|---|"]
     for row in records(highest):
         if card := build_card(row, grids, config):
-            facts = (f"{card.score:.3f}", row["decision"] or "–", as_text(card.class_name), as_text(card.name))
+            name = as_text(row["uri"].rpartition("/")[2])
+            facts = (f"{row['score']:.3f}", row["decision"] or "–", as_text(row["class_name"]), name)
             lines.append(f"| ![image]({card.image}) | ![heat map]({card.heat}) | {' | '.join(facts)} |")
     return "\n".join(lines) if len(lines) > 2 else "No image was scored."

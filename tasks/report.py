@@ -28,6 +28,7 @@ from tasks.images import UnreadableImage, decode_image, read_mask, viewed
 from tasks.layouts import read_version
 from tasks.manifest import records
 from tasks.registry import ModelVersion, bundle_folder
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.scored import read_scored
 from tasks.store import Store
 
@@ -63,7 +64,10 @@ class Section:
     metrics: list[ClassMetrics] = field(default_factory=list)
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(
+    name="report", cache_policy=NO_CACHE,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
+)  # fmt: skip
 def write_report(
     store: str,
     run_id: str,

@@ -19,9 +19,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
-from prefect.tasks import exponential_backoff
 
 from models import Detector
 from models.detector import DetectorConfig
@@ -29,12 +26,12 @@ from models.maps import map_at
 from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
-from tasks.errors import InputError
 from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
-from tasks.progress import Stopped, advance
+from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, to_parquet, to_table
 from tasks.thresholds import Calibration, find_calibration
@@ -165,14 +162,9 @@ class Output:
         )
 
 
-def transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: storage that failed, yes; unusable input, no."""
-    return not isinstance(state.result(raise_on_failure=False), (InputError, Stopped))
-
-
 @task(
     name="score shard", task_run_name="{shard.name}", cache_policy=NO_CACHE,
-    retries=3, retry_delay_seconds=exponential_backoff(5), retry_jitter_factor=0.5, retry_condition_fn=transient,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
 )  # fmt: skip
 def score_shard(store: str, collection: str, model: ModelVersion, shard: Shard, precision: str) -> ScoredShard:
     """Score one shard with the model that this process keeps loaded, and commit it."""
