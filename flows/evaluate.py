@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from prefect import flow
 
 from flows.parameters import CollectionName, Model, StoreUri
-from tasks.artifacts import mlflow_links, publish_links, publish_table
+from tasks.artifacts import publish_links, publish_table
 from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection
-from tasks.registry import CHAMPION_URI, resolve_model
+from tasks.registry import CHAMPION_URI, mlflow_links, resolve_model
 from tasks.store import Store, default_store
 
 

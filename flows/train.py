@@ -17,9 +17,10 @@ from flows.parameters import (
     StoreUri,
     ValidationShare,
 )
-from tasks.artifacts import mlflow_links, publish_links
+from tasks.artifacts import publish_links
 from tasks.backbones import make_geometry
 from tasks.features import compute_features
+from tasks.registry import mlflow_links
 from tasks.store import Store, default_store
 from tasks.training import EpochLoss, TrainingPlan, learn_prompts
 

@@ -6,14 +6,11 @@ Names and labels are hostile: in Markdown every character of theirs that could m
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-import mlflow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from tasks.progress import watched
-from tasks.registry import EXPERIMENT, ModelVersion, use_tracking
-from tasks.store import Store
 
 
 def publish_table(step: str, collection: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
@@ -31,17 +28,6 @@ def publish_links(step: str, collection: str, links: Mapping[str, str]) -> None:
     """One artifact a link, under the link's name."""
     for name, link in links.items() if watched() else ():
         create_link_artifact(quote(link, safe=":/#?=&%@"), name, artifact_key(step, collection, name))
-
-
-def mlflow_links(store: Store, model: ModelVersion, run_id: str | None = None) -> dict[str, str]:
-    """Pages of the model and of a run, where MLflow is a server; the address of a database is nobody's business."""
-    experiment = use_tracking(store).get_experiment_by_name(EXPERIMENT)
-    uri = urlsplit(mlflow.get_tracking_uri())
-    if uri.scheme not in ("http", "https") or experiment is None:
-        return {}
-    server = f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}/#"
-    links = {"model": f"{server}/models/{model.name}/versions/{model.version}"}
-    return links | ({"mlflow-run": f"{server}/experiments/{experiment.experiment_id}/runs/{run_id}"} if run_id else {})
 
 
 def artifact_key(*words: str) -> str:

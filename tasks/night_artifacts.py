@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from models.detector import read_bundle_config
-from tasks.artifacts import as_text, mlflow_links, publish_links, publish_markdown, publish_table
+from tasks.artifacts import as_text, publish_links, publish_markdown, publish_table
 from tasks.evaluation import read_grids
 from tasks.manifest import records
 from tasks.nights import Night, NightSummary
 from tasks.progress import watched
-from tasks.registry import ModelVersion, bundle_folder
+from tasks.registry import ModelVersion, bundle_folder, mlflow_links
 from tasks.report import build_card
 from tasks.store import Store
 

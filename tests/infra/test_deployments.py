@@ -149,13 +149,13 @@ def parts(environment: dict[str, str], api: httpx.Client, tmp_path: Path) -> Pat
     bundle = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(tmp_path / "bundle")
     with tracked_run(Store(store), "train", {}) as run_id:
         register_bundle(Store(store), bundle, run_id, "of the tests")
-    write_images(source, range(30))
+    write_images(source, range(60))
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
         nightly(str(source), "parts", store=store)
         calibrate("parts", 0.1, store=store)
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 96, 96, 3), np.uint8)
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(source / f"{number} {HOSTILE}")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
+    for number in range(40):  # one score, which lies at least half a distribution away from whatever the others had
+        noise.save(source / f"{number} {HOSTILE}")
     (source / "torn.png").write_text("no image")
     return source
 
@@ -171,7 +171,7 @@ def test_a_worker_runs_a_night_that_leaves_its_state_artifacts_and_event(
     finally:
         kill(worker)
     assert (state["type"], state["name"]) == ("COMPLETED", "Completed with unreadable images"), state["message"]
-    assert "25 images" in state["message"]
+    assert "41 images" in state["message"]
     assert "1 unreadable (1 unsupported); the scores of parts have moved" in state["message"]
 
     found = post(api, "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})

@@ -1,14 +1,10 @@
-"""Artifacts: names are hostile, and the address of a database is nobody's business."""
+"""Artifacts: names are hostile."""
 
 import re
 
 import pytest
 
-from tasks.artifacts import artifact_key, as_text, mlflow_links
-from tasks.registry import ModelVersion
-from tasks.store import Store
-
-MODEL = ModelVersion("models:/anomalyclip/3", "anomalyclip", "3", "digest")
+from tasks.artifacts import artifact_key, as_text
 
 
 @pytest.mark.parametrize(
@@ -26,8 +22,3 @@ def test_a_name_stays_on_its_line() -> None:
 
 def test_keys_are_what_prefect_allows() -> None:
     assert artifact_key("nightly", "Line_4.b", "highest") == "nightly-line-4-b-highest"
-
-
-def test_a_database_has_no_pages(tracked_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert mlflow_links(tracked_store, MODEL, "run") == {}
