@@ -26,6 +26,18 @@ METRIC_HEADS = {
     "class_name": "class", "images": "images", "image_auroc": "image AUROC", "image_ap": "AP", "image_f1_max": "F1-max",
     "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
 }  # fmt: skip
+GATE = """The gate passes
+where the lower end of the 95 % interval of the difference, from a bootstrap paired by image on the newest state of the
+reference that both versions have evaluated, is not below -MARGIN: that the version is not worse has to be shown. A gate
+that refuses ends with exit code 1, a comparison that cannot be made with 2."""
+
+
+class Refused(Exception):
+    """What was asked for is not done, in one sentence; --json still prints the summary. Exit code 1."""
+
+    def __init__(self, sentence: str, summary: Any) -> None:
+        super().__init__(sentence)
+        self.summary = summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"anomalyclip: {error}", file=sys.stderr)
         return 2
+    except Refused as refused:
+        print(f"anomalyclip: {refused}", file=sys.stderr)
+        if arguments.json:
+            print(as_json(refused.summary))
+        return 1
     except KeyboardInterrupt:
         print("anomalyclip: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
         return 130
@@ -44,8 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("anomalyclip").debug("", exc_info=True)
         print(f"anomalyclip: {arguments.command} failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(asdict(summary), ensure_ascii=False) if arguments.json else text)
+    print(as_json(summary) if arguments.json else text)
     return 1 if getattr(summary, "failed", None) else 0
+
+
+def as_json(summary: Any) -> str:
+    return json.dumps(asdict(summary), ensure_ascii=False)
 
 
 # --- environment ------------------------------------------------------------------------------------------------------
@@ -167,6 +188,52 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     heads = METRIC_HEADS | {"aupro": f"AUPRO ({s.aupro_definition})"}
     rows = [asdict(row) for row in (s.metrics if len(s.metrics) > 2 else s.metrics[:1])]
     return s, f"{as_table(rows, heads)}\n{s.model} on {s.collection}, MLflow run {s.mlflow_run}"
+
+
+def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.compare import compare
+
+    s = compare([arguments.run_id, *arguments.others], store=arguments.store)
+    heads = {"class_name": "class", "run_id": "run", "model": "model"} | METRIC_HEADS
+    heads |= {"aupro": f"AUPRO ({s.aupro_definition})"}
+    moved: dict[tuple[str, str], dict[str, Any]] = {}
+    for d in s.differences:
+        row = moved.setdefault((d.class_name, d.run_id), {"class_name": d.class_name, "run_id": d.run_id})
+        row[d.metric] = str(d)
+    moved_heads = {name: heads[name] for name in ("class_name", "run_id", "image_auroc", "image_ap", "image_f1_max")}
+    note = f"differences to run {s.metrics[0].run_id}, with 95 % intervals of a paired bootstrap over the images"
+    return s, "\n".join(
+        [
+            f"{s.collection}, {s.images} images",
+            as_table([asdict(row) for row in s.metrics], heads),
+            "",
+            note
+            if moved
+            else "no class has both normal and anomalous images: there are no differences of image metrics",
+            *([as_table(list(moved.values()), moved_heads)] if moved else []),
+        ]
+    )
+
+
+def run_promote(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.promote import promote
+
+    s = promote(
+        arguments.version, arguments.reference, arguments.metric, arguments.margin, arguments.force,
+        store=arguments.store,
+    )  # fmt: skip
+    if not s.promoted:
+        raise Refused(f"{s.model} is not promoted: {s.gate.reason}", s)
+    instead = f", instead of version {s.gate.champion}" if s.gate.champion else ""
+    overridden = "the gate is overridden: " if s.forced else ""
+    return s, f"{s.model} is the champion now{instead}\n{overridden}{s.gate.reason}"
+
+
+def run_rollback(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.rollback import rollback
+
+    s = rollback(store=arguments.store)
+    return s, f"{s.model} is the champion again, instead of {s.left}"
 
 
 def run_calibrate(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -318,6 +385,26 @@ def build_parser() -> argparse.ArgumentParser:
                        "anomalyclip evaluate --collection cookies")  # fmt: skip
     add_collection(evaluate)
     add_model(evaluate)
+
+    compare = command("compare", run_compare, "Evaluation runs on one collection side by side, with their differences.",
+                      "anomalyclip compare 3f2a91c0 8bd4e7f1")  # fmt: skip
+    compare.add_argument("run_id", metavar="RUN", help="MLflow run of an evaluation: its id, or how that begins")
+    compare.add_argument("others", metavar="RUN", nargs="+", help="runs that are compared with the first")
+
+    promote = command("promote", run_promote, "Make a version the champion if it is not worse than the present one.",
+                      "anomalyclip promote 3 --reference cookies")  # fmt: skip
+    promote.description = f"{promote.description} {GATE}"
+    promote.add_argument("version", metavar="VERSION", help="number of the version, or its models:/ URI")
+    promote.add_argument("--reference", metavar="COLLECTION",
+                         help="collection that both have evaluated (default: that of the last promotion)")  # fmt: skip
+    promote.add_argument("--metric", choices=("image_auroc", "image_ap", "image_f1_max"), default="image_auroc",
+                         help="what is compared, as the mean over classes (default: image_auroc)")  # fmt: skip
+    promote.add_argument("--margin", type=float, default=0.01, help="how much worse is still let pass (default: 0.01)")
+    promote.add_argument("--force", action="store_true",
+                         help="promote in any case; who overrode the gate is written to the version's tags")  # fmt: skip
+
+    command("rollback", run_rollback, "Make the version that was champion before the champion again.",
+            "anomalyclip rollback")  # fmt: skip
 
     calibrate = command("calibrate", run_calibrate, "Set thresholds from the scores of an unlabelled reference.",
                         "anomalyclip calibrate --collection line-4 --false-alarm-rate 0.01")  # fmt: skip

@@ -53,6 +53,7 @@ def score(
     shards that are not committed, and the result is the same to the last byte.
     """
     started, target = time.monotonic(), Store(store or default_store())
+    target.check_writable()
     manifest = read_manifest(target, collection)
     version = resolve_model(target, model)
     shards, pending = plan_shards(target, collection, version.partition, shard_size)

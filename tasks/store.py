@@ -15,7 +15,9 @@ from fsspec.implementations.local import LocalFileSystem
 from tasks.errors import InputError
 
 CACHE = Path.home() / ".cache" / "anomalyclip"  # what this machine keeps beside a store that is remote
-S3_OPTIONS: dict[str, Any] = {"config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 8}}}
+S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 8}, "connect_timeout": 10, "read_timeout": 30}
+}
 
 
 def default_store() -> str:
@@ -81,6 +83,13 @@ class Store:
         else:
             write_file(Path(path), data)
         return self.uri_of(*parts)
+
+    def check_writable(self) -> None:
+        """InputError unless objects can be written: said before work starts, not at the end of its first hour."""
+        try:
+            self.write(b"", ".writable")
+        except OSError as error:
+            raise InputError(f"nothing can be written to the store {self.uri}: {error}") from error
 
     def exists(self, *parts: str) -> bool:
         return bool(self.fs.exists(self.path(*parts)))

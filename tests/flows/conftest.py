@@ -3,17 +3,23 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
 
 import pytest
+import s3fs
 from PIL import Image
 
 from flows.cli import main
 from models.embedded.generator import SPLIT, scene
+
+AWKWARD = ("good/a+b 100%.png", "good/größe #1.png", "good/two words.png")
 
 
 class Answer(NamedTuple):
@@ -79,3 +85,43 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert server.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def buckets(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
+    """Buckets `photos` with images of awkward names and `results`, no others; MLflow in a database of the test's own."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    urlopen(Request(f"{s3_server}/moto-api/reset", method="POST")).close()
+    s3fs.S3FileSystem.clear_instance_cache()
+    filesystem = s3fs.S3FileSystem()
+    for bucket in ("photos", "results"):
+        filesystem.call_s3("create_bucket", Bucket=bucket)
+    write_images(tmp_path / "images", range(8))
+    filesystem.put(str(tmp_path / "images"), "photos/line 4", recursive=True)
+    for name in AWKWARD:
+        filesystem.put_file(str(tmp_path / "images/good/000.png"), f"photos/line 4/{name}")
+    return filesystem

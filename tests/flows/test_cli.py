@@ -21,6 +21,9 @@ COMMANDS = [
     "calibrate",
     "nightly",
     "reproduce",
+    "compare",
+    "promote",
+    "rollback",
 ]
 
 

@@ -3,10 +3,13 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import fsspec
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -14,7 +17,7 @@ from PIL import Image
 from models import Detector
 from models.backbone import load_backbone
 from models.prompts import PromptLearner
-from tasks.registry import ModelVersion, register_bundle, tracked_run
+from tasks.registry import ModelVersion, register_bundle, tracked_run, use_tracking
 from tasks.store import Store
 
 
@@ -86,3 +89,62 @@ def write_photos(folder: Path, numbers: range) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         photo(number).save(folder / f"{number:03d}.png")
+
+
+class Versions(NamedTuple):
+    """Three versions of one model, the first of which is the champion."""
+
+    store: Store
+    client: MlflowClient
+    models: list[ModelVersion]
+
+    def evaluated(
+        self, model: ModelVersion, rows: pd.DataFrame, collection: str = "reference", state: str = "a"
+    ) -> str:
+        """An evaluation run with what promotion and comparison read of one; rows: image_id, class_name, label, score."""
+        params = {
+            "collection": collection, "model": model.uri, "bundle_digest": model.digest, "manifest_digest": state,
+            "aupro_definition": "official",
+        }  # fmt: skip
+        with tracked_run(self.store, f"evaluate {collection}", params) as run_id:
+            mlflow.set_tag("step", "evaluate")
+            with TemporaryDirectory() as folder:
+                rows.to_parquet(Path(folder) / "scores.parquet")
+                mlflow.log_artifacts(folder)
+        return run_id
+
+
+@pytest.fixture(scope="session")
+def three_versions(
+    tmp_path_factory: pytest.TempPathFactory, bundle: Path, empty_database: Path
+) -> tuple[Path, list[ModelVersion]]:
+    """An MLflow database with them, to be copied: each test moves the champion."""
+    store = Store(str(tmp_path_factory.mktemp("versions")))
+    shutil.copy(empty_database, store.uri)
+    models = []
+    for _ in range(3):
+        with tracked_run(store, "train", {}) as run_id:
+            models.append(register_bundle(store, bundle, run_id, "of the tests"))
+    return Path(store.uri) / "mlflow.db", models
+
+
+@pytest.fixture
+def versions(store: Store, three_versions: tuple[Path, list[ModelVersion]]) -> Versions:
+    database, models = three_versions
+    Path(store.uri).mkdir()
+    shutil.copy(database, store.uri)
+    return Versions(store, use_tracking(store), models)
+
+
+def scored_images(count: int, noise: float, classes: str = "a", seed: int = 0) -> pd.DataFrame:
+    """Every second image anomalous and scored the better the less noise; the images are the same for every noise."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    return pd.DataFrame(
+        {
+            "image_id": [f"{number:016x}" for number in range(count)],
+            "class_name": [classes[number // 2 % len(classes)] for number in range(count)],
+            "label": label.astype(np.int8),
+            "score": label + rng.normal(0, 0.5, count) + noise * rng.normal(0, 1, count),
+        }
+    )

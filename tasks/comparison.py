@@ -1,0 +1,199 @@
+"""Evaluation runs beside each other, and how sure their differences are.
+
+Two runs can be compared where they evaluated the same labelled images: the resamples of the bootstrap are then paired,
+and what makes an image hard for both drops out of the difference.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from models.intervals import bootstrap_image_metrics, interval
+from models.metrics import image_metrics
+from tasks.errors import InputError
+from tasks.evaluation import METRICS, metric_name
+from tasks.registry import EXPERIMENT, use_tracking
+from tasks.store import Store
+
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
+FINISHED = "tags.step = 'evaluate' and attributes.status = 'FINISHED'"
+MEAN = "mean"  # over classes, as the last row of an evaluation is called
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation run; rows: image_id, class_name, label and score of its images, in the order of their ids."""
+
+    run_id: str
+    model: str
+    collection: str
+    aupro_definition: str
+    metrics: Mapping[str, float]
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class ComparedMetrics:
+    """What one run found of one class; None where undefined."""
+
+    class_name: str
+    run_id: str
+    model: str
+    images: int
+    image_auroc: float | None
+    image_ap: float | None
+    image_f1_max: float | None
+    pixel_auroc: float | None
+    aupro: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An image metric of a run minus that of the first run, and the paired bootstrap interval of it, 95 %."""
+
+    class_name: str
+    run_id: str
+    metric: str
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+@dataclass(frozen=True)
+class CompareSummary:
+    """Both tables by class, the mean over classes last where there is more than one."""
+
+    collection: str
+    images: int
+    aupro_definition: str
+    metrics: list[ComparedMetrics]
+    differences: list[Difference]
+
+
+@task(name="compare", cache_policy=NO_CACHE)
+def compare_runs(store: str, runs: list[str]) -> CompareSummary:
+    """Metrics of evaluation runs, named by their ids or the beginnings of them, and differences to the first of them.
+
+    Raises InputError where the runs did not evaluate the same images, or state their AUPRO in different definitions.
+    """
+    client = use_tracking(Store(store))
+    first, *others = evaluations = [read_evaluation(find_run(client, run)) for run in runs]
+    for other in others:
+        check_same_images(first, other)
+        if other.aupro_definition != first.aupro_definition:
+            raise InputError(
+                f"the AUPRO of run {first.run_id} is the {first.aupro_definition} definition, "
+                f"that of {other.run_id} the {other.aupro_definition} one: evaluate both again"
+            )
+    return CompareSummary(
+        first.collection, len(first.rows), first.aupro_definition, compared_metrics(evaluations),
+        [difference for other in others for difference in differences(first, other)],
+    )  # fmt: skip
+
+
+def compared_metrics(evaluations: list[Evaluation]) -> list[ComparedMetrics]:
+    """A row a class and run, as the runs have logged them."""
+    counts = evaluations[0].rows.groupby("class_name", sort=True).size()
+    classes = [(str(name), int(count), f"/{metric_name(str(name))}") for name, count in counts.items()]
+    if len(classes) > 1:
+        classes.append((MEAN, int(counts.sum()), ""))
+    shown = [metric for metric in METRICS if metric in ComparedMetrics.__dataclass_fields__]
+    return [
+        ComparedMetrics(name, e.run_id, e.model, images, **{m: e.metrics.get(f"{m}{suffix}") for m in shown})
+        for name, images, suffix in classes
+        for e in evaluations
+    ]
+
+
+def differences(first: Evaluation, other: Evaluation) -> list[Difference]:
+    """Of each image metric, by class and last of the mean over classes; classes of one label alone have none."""
+    return [
+        Difference(name, other.run_id, metric, float(moved[0]), *interval(moved[1:]))
+        for (name, before), (_, after) in zip(image_draws(first.rows), image_draws(other.rows), strict=True)
+        for metric in IMAGE_METRICS
+        for moved in [after[metric] - before[metric]]
+    ]
+
+
+def image_draws(rows: pd.DataFrame) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """Image metrics (1 + resamples,) by class, the mean last: first what was measured, then what the bootstrap drew.
+
+    The draws depend on the rows' labels and order alone, so that those of two models are paired; those of two classes
+    are independent.
+    """
+    draws = []
+    for number, (name, members) in enumerate(rows.groupby("class_name", sort=True)):
+        labels, scores = members["label"].to_numpy(int), members["score"].to_numpy(float)
+        measured, resampled = image_metrics(labels, scores), bootstrap_image_metrics(labels, scores, seed=[0, number])
+        if resampled:
+            draws.append((str(name), {f"image_{m}": np.array([measured[m], *resampled[m]]) for m in resampled}))
+    if len(draws) > 1:
+        draws.append((MEAN, {m: np.mean([draw[m] for _, draw in draws], axis=0) for m in IMAGE_METRICS}))
+    return draws
+
+
+def check_same_images(first: Evaluation, other: Evaluation) -> None:
+    if first.collection != other.collection:
+        raise InputError(
+            f"run {first.run_id} evaluated the collection {first.collection!r} and {other.run_id} {other.collection!r}: "
+            "only runs on one collection can be compared"
+        )
+    labelled = ["image_id", "class_name", "label"]
+    if not first.rows[labelled].equals(other.rows[labelled]):
+        common = len(first.rows[labelled].merge(other.rows[labelled]))
+        raise InputError(
+            f"runs {first.run_id} and {other.run_id} evaluated different states of {first.collection!r}: {common} of "
+            f"their {len(first.rows)} and {len(other.rows)} labelled images are the same; score with both models, and "
+            "evaluate again"
+        )
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+
+def find_run(client: MlflowClient, run: str) -> Run:
+    """The finished evaluation run with this id, or with the only id that begins so."""
+    found = search(client, f"attributes.run_id LIKE '{run}%'") if run.isalnum() else []
+    if not found:
+        raise InputError(f"there is no finished evaluation run {run!r} in {mlflow.get_tracking_uri()}")
+    if len(found) > 1:
+        raise InputError(f"{len(found)} evaluation runs begin with {run!r}: write more of the id")
+    return found[0]
+
+
+def evaluations_of(client: MlflowClient, model: str, digest: str, collection: str) -> list[Run]:
+    """The finished evaluation runs of a model version on a collection, the newest first."""
+    return search(
+        client,
+        f"params.model = '{model}' and params.bundle_digest = '{digest}' and params.collection = '{collection}'",
+    )
+
+
+def search(client: MlflowClient, condition: str) -> list[Run]:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment, "use_tracking has made it"
+    return list(client.search_runs([experiment.experiment_id], f"{FINISHED} and {condition}"))  # newest first
+
+
+def read_evaluation(run: Run) -> Evaluation:
+    params = run.data.params
+    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
+        path = mlflow.artifacts.download_artifacts(
+            run_id=run.info.run_id, artifact_path="scores.parquet", dst_path=folder
+        )
+        rows = pd.read_parquet(path, columns=["image_id", "class_name", "label", "score"]).astype({"label": int})
+    return Evaluation(
+        run.info.run_id, params["model"], params["collection"], params["aupro_definition"], run.data.metrics,
+        rows.sort_values("image_id", ignore_index=True),
+    )  # fmt: skip

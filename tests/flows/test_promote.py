@@ -1,0 +1,60 @@
+"""Two versions on a reference: compared, held back or let through by the gate, and rolled back."""
+
+from pathlib import Path
+
+import torch
+
+from models import Detector
+from models.backbone import load_backbone
+from models.prompts import PromptLearner
+from tasks.registry import register_bundle, tracked_run
+from tasks.store import Store
+from tests.flows.conftest import Command, write_images
+
+
+def register(store: Store, folder: Path, seed: int) -> str:
+    """A version with untrained prompts."""
+    torch.manual_seed(seed)
+    backbone = load_backbone("embedded", 96)
+    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(folder / f"bundle-{seed}")
+    with tracked_run(store, "train", {}) as run_id:
+        return register_bundle(store, bundle, run_id, "of the tests").uri
+
+
+def test_a_second_version_goes_through_the_gate_and_back(anomalyclip: Command, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", range(12))
+    anomalyclip("ingest", str(tmp_path / "images"), "--collection", "parts", "--layout", "folders")
+    runs = []
+    for seed in (1, 2):
+        model = register(Store(str(tmp_path / "store")), tmp_path, seed)
+        anomalyclip("score", "--collection", "parts", "--model", model)
+        if seed == 2:
+            refused = anomalyclip("promote", "2", "--reference", "parts")
+            assert (refused.code, refused.out) == (2, "")
+            assert f"anomalyclip evaluate --collection parts --model {model}" in refused.err
+        runs.append(anomalyclip("evaluate", "--collection", "parts", "--model", model, "--json").json)
+
+    compared = anomalyclip("compare", *(run["mlflow_run"] for run in runs), "--json").json
+    before, after = (run["metrics"][0]["image_auroc"] for run in runs)
+    assert [row["image_auroc"] for row in compared["metrics"]] == [before, after]
+    (auroc,) = (row for row in compared["differences"] if row["metric"] == "image_auroc")
+    assert abs(auroc["value"] - (after - before)) < 1e-12
+    table = anomalyclip("compare", *(run["mlflow_run"][:10] for run in runs)).out
+    assert "AUPRO (official)" in table
+    assert f"differences to run {runs[0]['mlflow_run']}" in table
+
+    margin = -auroc["low"]
+    held_back = anomalyclip("promote", "2", "--reference", "parts", f"--margin={margin - 1e-6:.9f}", "--json")
+    assert (held_back.code, held_back.json["promoted"], held_back.json["gate"]["passed"]) == (1, False, False)
+    assert held_back.err.count("\n") == 1
+    assert "is not promoted: image_auroc on parts" in held_back.err
+
+    let_through = anomalyclip(
+        "promote", "models:/anomalyclip/2", "--reference", "parts", f"--margin={margin + 1e-6:.9f}"
+    )
+    assert let_through.code == 0
+    assert "models:/anomalyclip/2 is the champion now, instead of version 1" in let_through.out
+    assert anomalyclip("rollback").out.startswith("models:/anomalyclip/1 is the champion again")
+
+    forced = anomalyclip("promote", "2", "--margin", "-1", "--force", "--json").json  # the reference is kept
+    assert (forced["promoted"], forced["forced"], forced["gate"]["reference"]) == (True, True, "parts")
