@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,12 @@ def start(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[byt
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """With all that it has started."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """With what it has started: a worker's runs have process groups of their own."""
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    for group in {process.pid, *children}:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
     process.wait()
 
 
