@@ -25,8 +25,9 @@ from PIL import Image
 from torch import Tensor
 
 from models.backbone import Backbone, load_backbone
+from models.baselines import ensemble_features
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE
-from models.embedded.captions import DAMAGED_STATES, GENERIC_NAMES, NORMAL_STATES, TEMPLATES, tokens
+from models.embedded.captions import DAMAGED_STATES, GENERIC_NAMES, NORMAL_STATES, TEMPLATES
 from models.embedded.generator import SPLIT, scene
 from models.intervals import RESAMPLES, bootstrap_image_metrics, interval
 from models.losses import TEMPERATURE, patch_probabilities
@@ -105,19 +106,13 @@ def labelled(file: str, size: int) -> Samples:
 # --- detectors --------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def hand_written(backbone: Backbone) -> Tensor:
-    """(2, D) normal, abnormal: mean of the normalised features of all templates, states and generic names."""
+    """(2, D) normal, abnormal: the ensemble of all templates, states and generic names."""
 
-    def mean(states: tuple[str, ...]) -> Tensor:
-        texts = [t.format(s.format(name)) for t in TEMPLATES for s in states for name in GENERIC_NAMES]
-        ids = tokens(texts)
-        features = [
-            backbone.clip.encode_text(F.pad(part, (0, 77 - part.shape[1])), normalize=True) for part in ids.split(64)
-        ]
-        return F.normalize(torch.cat(features).mean(0), dim=0)
+    def texts(states: tuple[str, ...]) -> list[str]:
+        return [t.format(s.format(name)) for t in TEMPLATES for s in states for name in GENERIC_NAMES]
 
-    return torch.stack([mean(NORMAL_STATES), mean(DAMAGED_STATES)])
+    return ensemble_features(backbone, texts(NORMAL_STATES), texts(DAMAGED_STATES))
 
 
 def learned(backbone: Backbone, auxiliary: Samples, dpam_layers: int, epochs: int) -> Tensor:

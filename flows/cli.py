@@ -184,7 +184,9 @@ def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
 def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.evaluate import evaluate
 
-    s = evaluate(arguments.collection, arguments.model, store=arguments.store)
+    s = evaluate(
+        arguments.collection, arguments.model, arguments.baseline, arguments.backbone, store=arguments.store
+    )  # fmt: skip
     heads = METRIC_HEADS | {"aupro": f"AUPRO ({s.aupro_definition})"}
     rows = [asdict(row) for row in (s.metrics if len(s.metrics) > 2 else s.metrics[:1])]
     return s, f"{as_table(rows, heads)}\n{s.model} on {s.collection}, MLflow run {s.mlflow_run}"
@@ -384,7 +386,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", run_evaluate, "Metrics against labels and masks, into MLflow.",
                        "anomalyclip evaluate --collection cookies")  # fmt: skip
     add_collection(evaluate)
-    add_model(evaluate)
+    evaluated = evaluate.add_mutually_exclusive_group()
+    add_model(evaluated)
+    evaluated.add_argument("--baseline", choices=("clip", "clip-ac", "winclip"),
+                           help=help_of(parameters.BaselineName))  # fmt: skip
+    evaluate.add_argument("--backbone", metavar="SPEC", help=help_of(parameters.BaselineBackbone))
 
     compare = command("compare", run_compare, "Evaluation runs on one collection side by side, with their differences.",
                       "anomalyclip compare 3f2a91c0 8bd4e7f1")  # fmt: skip
@@ -475,7 +481,7 @@ def checkpoint(value: str) -> tuple[str, str]:
     return name, file
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--model", default="models:/anomalyclip@champion", metavar="URI",
                         help=f"{help_of(parameters.Model)} (default: champion)")  # fmt: skip
 

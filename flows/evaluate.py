@@ -4,9 +4,13 @@ from dataclasses import asdict, dataclass
 
 from prefect import flow
 
-from flows.parameters import CollectionName, Model, StoreUri
+from flows.parameters import BaselineBackbone, BaselineName, CollectionName, Model, StoreUri
+from flows.score import score
 from tasks.artifacts import publish_links, publish_table
-from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection
+from tasks.baselines import make_baseline
+from tasks.errors import InputError
+from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection, labelled_rows
+from tasks.manifest import read_manifest
 from tasks.registry import CHAMPION_URI, mlflow_links, resolve_model
 from tasks.store import Store, default_store
 
@@ -23,10 +27,23 @@ class EvaluateSummary:
 
 
 @flow(name="evaluate", flow_run_name="evaluate {collection}")
-def evaluate(collection: CollectionName, model: Model = CHAMPION_URI, store: StoreUri = None) -> EvaluateSummary:
+def evaluate(
+    collection: CollectionName,
+    model: Model = CHAMPION_URI,
+    baseline: BaselineName = None,
+    backbone: BaselineBackbone = None,
+    store: StoreUri = None,
+) -> EvaluateSummary:
     """Compare the scores and maps of a model with the collection's labels and masks, and log the result to MLflow."""
     store = store or default_store()
-    version = resolve_model(Store(store), model)
+    if backbone and not baseline:
+        raise InputError("a backbone can be chosen for a baseline only: a model has its own")
+    if baseline:
+        labelled_rows(read_manifest(Store(store), collection))  # nothing is scored in vain
+        version = make_baseline(Store(store), baseline, backbone)
+        score(collection, version.uri, store=store)
+    else:
+        version = resolve_model(Store(store), model)
     table, run_id = evaluate_collection(store, collection, version)
     publish_table("evaluate", collection, [asdict(row) for row in table], f"{collection}, {version.uri}")
     publish_links("evaluate", collection, mlflow_links(Store(store), version, run_id))

@@ -27,6 +27,11 @@ Workers = Annotated[int, parameter("shards at the same time", ge=1)]
 ShardSize = Annotated[int, parameter("images a shard", ge=1)]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"], parameter("of the model; fp32 is the exact one")]
 Backbone = Annotated[str, parameter("<open_clip model>:<tag, path or URI>, or 'embedded'")]
+BaselineName = Annotated[
+    Literal["clip", "clip-ac", "winclip"] | None,
+    parameter("training-free detector that scores and is evaluated instead of a model"),
+]
+BaselineBackbone = Annotated[str | None, parameter("of the baseline; by default the champion's, else embedded")]
 Epochs = Annotated[int, parameter("passes over the images; 15 as published", ge=1)]
 LearningRate = Annotated[float, parameter("step of the optimizer; 0.001 as published", exclusiveMinimum=0)]
 Seed = Annotated[int, parameter("of the first prompts and the order of images")]

@@ -129,8 +129,13 @@ def embed_patches(visual: Any, positions: Tensor, images: Tensor) -> Tensor:
 
 
 def project_patches(visual: Any, tokens: Tensor) -> Tensor:
-    """(B, N, C) tokens -> (B, P, D) patch features: ln_post, then the projection; the class token is dropped."""
-    return (layer_norm(visual.ln_post, tokens[:, 1:]).to(visual.proj.dtype) @ visual.proj).float()
+    """(B, N, C) tokens -> (B, P, D) patch features: projected, the class token dropped."""
+    return project(visual, tokens[:, 1:])
+
+
+def project(visual: Any, tokens: Tensor) -> Tensor:
+    """(…, C) tokens -> (…, D) features: ln_post, then the projection."""
+    return (layer_norm(visual.ln_post, tokens).to(visual.proj.dtype) @ visual.proj).float()
 
 
 def project_qkv(block: Any, tokens: Tensor, class_token_only: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,7 +35,10 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What a bundle's config.json holds; sigma is in pixels of the image_size x image_size map."""
+    """What a bundle's config.json holds; sigma is in pixels of the image_size x image_size map.
+
+    baseline: one of models.baselines, whose prompts are not learned; None for AnomalyCLIP.
+    """
 
     backbone: str
     weights_sha256: str
@@ -48,6 +51,7 @@ class DetectorConfig:
     depth: int = 9
     deep_ctx: int = 4
     training: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
 
 
 class Detector(nn.Module):
@@ -130,7 +134,7 @@ class Detector(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2, sort_keys=True) + "\n")
+        write_bundle_config(folder, self.config)
         save_file(self.prompt_tensors, folder / "prompts.safetensors")
         save_file({"text_features": self.text_features.cpu().contiguous()}, folder / "text_features.safetensors")
         return folder
@@ -162,6 +166,11 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def write_bundle_config(folder: Path, config: DetectorConfig) -> None:
+    given = {name: value for name, value in asdict(config).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(given, indent=2, sort_keys=True) + "\n")
+
+
 def read_bundle_config(folder: str | Path) -> DetectorConfig:
     """config.json of a bundle folder; ValueError where there is none or it is not one of ours."""
     path = Path(folder) / "config.json"
@@ -185,15 +194,20 @@ def load_detector(
 
     config = read_bundle_config(bundle_dir)
     backbone = backbone or load_backbone(config.backbone, config.image_size, text_tower=False)
+    check_weights(config, backbone)
+    text = load_file(Path(bundle_dir) / "text_features.safetensors")["text_features"]
+    prompts = load_file(Path(bundle_dir) / "prompts.safetensors")
+    visual: Any = backbone.clip.visual
+    return Detector(visual, backbone.positions, text, config, prompts, precision).to(resolve_device(device))
+
+
+def check_weights(config: DetectorConfig, backbone: Backbone) -> None:
+    """ValueError where a backbone is not the one that a bundle was made on."""
     if backbone.weights_sha256 != config.weights_sha256:
         raise ValueError(
             f"the bundle was made on other weights: it needs SHA-256 {config.weights_sha256[:16]}…, "
             f"'{backbone.spec}' has {backbone.weights_sha256[:16]}…"
         )
-    text = load_file(Path(bundle_dir) / "text_features.safetensors")["text_features"]
-    prompts = load_file(Path(bundle_dir) / "prompts.safetensors")
-    visual: Any = backbone.clip.visual
-    return Detector(visual, backbone.positions, text, config, prompts, precision).to(resolve_device(device))
 
 
 def bundle_digest(folder: str | Path) -> str:

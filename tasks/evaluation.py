@@ -81,13 +81,19 @@ def mean_over_classes(classes: list[ClassMetrics]) -> ClassMetrics:
     return ClassMetrics("mean", sum(c.images for c in classes), sum(c.anomalous for c in classes), **means)
 
 
-def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.DataFrame:
-    """Labelled rows of the manifest with their scores; InputError where there are no labels or no scores."""
+def labelled_rows(manifest: Manifest) -> pd.DataFrame:
+    """Labelled rows of the manifest; InputError where there are none."""
     labelled = labelled_test_rows(manifest.rows)
     if labelled.empty:
         raise InputError(
             f"the collection {manifest.collection!r} has no labels: ingest it with a layout that has them (folders, mvtec)"
         )
+    return labelled
+
+
+def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.DataFrame:
+    """Labelled rows of the manifest with their scores; InputError where there are no labels or no scores."""
+    labelled = labelled_rows(manifest)
     folder = scores_folder(manifest.collection, model.partition)
     table = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score", "mask_uri", "error_kind"])
     scores = table.to_pandas().drop_duplicates("image_id")

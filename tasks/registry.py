@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from models import Detector, load_detector
+from models.baselines import Baseline
 from models.detector import bundle_digest, read_bundle_config
 from tasks.backbones import open_backbone
 from tasks.errors import InputError
@@ -22,6 +23,7 @@ from tasks.store import Store
 MODEL_NAME = "anomalyclip"
 CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
+BASELINES = "baselines:/"  # NAME/VERSION: what a store keeps of a baseline, beside the registry
 EXPERIMENT = "anomalyclip"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of names, versions and aliases
 
@@ -102,7 +104,9 @@ def champion_version(client: MlflowClient) -> str | None:
 
 
 def resolve_model(store: Store, model: str) -> ModelVersion:
-    """What a MODEL names now: `models:/name@alias`, `models:/name/version`, or the folder of a bundle."""
+    """What a MODEL names now: `models:/name@alias`, `models:/name/version`, a baseline, or the folder of a bundle."""
+    if model.startswith(BASELINES):
+        return resolve_baseline(store, model)
     if not model.startswith("models:/"):
         folder = Path(model)
         if not (folder / "config.json").is_file():
@@ -122,6 +126,24 @@ def resolve_model(store: Store, model: str) -> ModelVersion:
     if digest is None:
         raise InputError(f"{uri} was not registered by anomalyclip: it has no tag bundle_digest")
     return ModelVersion(uri, found.name, str(found.version), digest)
+
+
+def resolve_baseline(store: Store, uri: str) -> ModelVersion:
+    name, _, version = uri.removeprefix(BASELINES).partition("/")
+    found = ModelVersion(uri, name, version, digest="")
+    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
+        return replace(found, digest=bundle_digest(fetch_baseline(store, found, Path(folder))))
+
+
+def fetch_baseline(store: Store, model: ModelVersion, folder: Path) -> Path:
+    try:
+        data = store.read("baselines", model.partition, "config.json")
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no {model.uri} in {store.uri}: `anomalyclip evaluate --baseline` makes it"
+        ) from None
+    (folder / "config.json").write_bytes(data)
+    return folder
 
 
 def find_version(client: MlflowClient, model: str) -> Any:
@@ -147,6 +169,8 @@ def bundle_folder(store: Store, model: ModelVersion) -> Iterator[Path]:
         if model.uri.startswith("models:/"):
             use_tracking(store)
             local = Path(mlflow.artifacts.download_artifacts(model.uri, dst_path=folder))
+        elif model.uri.startswith(BASELINES):
+            local = fetch_baseline(store, model, Path(folder))
         else:
             local = Path(model.uri)
         found = bundle_digest(local)
@@ -155,12 +179,16 @@ def bundle_folder(store: Store, model: ModelVersion) -> Iterator[Path]:
         yield local
 
 
-def open_detector(store: Store, model: ModelVersion, device: str = "auto", precision: str = "fp32") -> Detector:
+def open_detector(
+    store: Store, model: ModelVersion, device: str = "auto", precision: str = "fp32"
+) -> Detector | Baseline:
     """The model, ready to score; InputError where its backbone cannot be had or is another one."""
     with bundle_folder(store, model) as folder:
         try:
             config = read_bundle_config(folder)
-            backbone = open_backbone(config.backbone, config.image_size, text_tower=False)
+            backbone = open_backbone(config.backbone, config.image_size, text_tower=config.baseline is not None)
+            if config.baseline:
+                return Baseline(config, backbone, device, precision)
             return load_detector(folder, device=device, precision=precision, backbone=backbone)
         except ValueError as error:
             raise InputError(f"{model.uri} cannot be loaded: {error}") from error

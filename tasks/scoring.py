@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models import Detector
+from models.baselines import Baseline
 from models.detector import DetectorConfig
 from models.maps import map_at
 from models.preprocess import to_square
@@ -185,18 +188,18 @@ def map_threshold(config: DetectorConfig) -> float:
 _loading = threading.Lock()
 
 
-def loaded_detector(store: str, model: ModelVersion, precision: str) -> Detector:
+def loaded_detector(store: str, model: ModelVersion, precision: str) -> Detector | Baseline:
     """The detector, loaded once a process however many threads ask for it."""
     with _loading:
         return _load_detector(store, model, precision)
 
 
 @lru_cache(maxsize=1)
-def _load_detector(store: str, model: ModelVersion, precision: str) -> Detector:
+def _load_detector(store: str, model: ModelVersion, precision: str) -> Detector | Baseline:
     return open_detector(Store(store), model, precision=precision)
 
 
-def commit_shard(output: Output, shard: Shard, detector: Detector) -> ScoredShard:
+def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) -> ScoredShard:
     """Score one shard and write its masks, then its maps, then its scores."""
     rows = read_shard(output.store, output.collection, shard)
     scored, maps = [], []
@@ -225,9 +228,16 @@ class ScoredImage:
 
 
 def score_rows(
-    detector: Detector, rows: list[dict[str, Any]], readers: ThreadPoolExecutor
+    detector: Detector | Baseline, rows: list[dict[str, Any]], readers: ThreadPoolExecutor
 ) -> Iterator[tuple[dict[str, Any], ScoredImage | UnreadableImage]]:
-    """Every row in order with its result. Batches are fixed slices of the rows, whatever is unreadable in them."""
+    """Every row in order with its result. Batches are fixed slices of the rows, whatever is unreadable in them.
+
+    A baseline's prompts name the class: it takes neighbouring rows of one class at a time.
+    """
+    if isinstance(detector, Baseline):
+        for class_name, same in groupby(rows, itemgetter("class_name")):
+            yield from score_rows(detector.for_class(class_name), list(same), readers)
+        return
     size, side = batch_size_for(detector), detector.config.image_size
     slices = [rows[i : i + size] for i in range(0, len(rows), size)]
     loaded: deque[list[Pixels | UnreadableImage]] = deque()
