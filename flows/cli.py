@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flows import parameters
+from flows.parameters import help_of
 from tasks.errors import InputError
 from tasks.layout_names import LAYOUT_NAMES
 from tasks.store import CACHE, Store, default_store
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"anomalyclip: {arguments.command} failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(as_json(summary) if arguments.json else text)
-    return 0
+    return 1 if getattr(summary, "failed", None) else 0
 
 
 def as_json(summary: Any) -> str:
@@ -273,6 +275,23 @@ def run_calibrate(arguments: argparse.Namespace) -> tuple[Any, str]:
     return s, f"{table}{left_out}\nfalse-alarm rate {s.false_alarm_rate}, {after}\n{s.thresholds}"
 
 
+def run_nightly(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.nightly import nightly
+
+    state = nightly(
+        arguments.source, arguments.collection, arguments.layout, arguments.workers, arguments.shard_size,
+        arguments.precision, arguments.runner, arguments.worker_cpus, arguments.worker_gpus, store=arguments.store,
+        return_state=True,
+    )  # fmt: skip
+    s: Any = state.result(raise_on_failure=False)
+    if isinstance(s, BaseException):
+        raise s
+    heads = {"class_name": "class", "images": "images", "scored": "scored", "anomalous": "anomalous",
+             "unreadable": "unreadable"}  # fmt: skip
+    rows = [*map(asdict, s.classes), asdict(s) | {"class_name": "all", "unreadable": sum(s.unreadable.values())}]
+    return s, f"{as_table(rows, heads)}\n{s.state}: {s.message} ({s.model}, {s.seconds:.1f} s)\n{s.report}"
+
+
 def run_report(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.report import report
 
@@ -358,30 +377,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     ingest = command("ingest", run_ingest, "List a source and write what is new or changed to a manifest.",
                      "anomalyclip ingest s3://line-4/2026-11-24 --collection line-4")  # fmt: skip
-    ingest.add_argument(
-        "source", metavar="SOURCE", help="a folder, any fsspec URI, or the file of the layouts 'labels' and 'meta'"
-    )
+    add_source(ingest)
     add_collection(ingest)
-    ingest.add_argument("--layout", default="flat", choices=LAYOUT_NAMES, metavar="LAYOUT",
-                        help=f"how names tell class and label (default: flat): {', '.join(LAYOUT_NAMES)}")  # fmt: skip
-    ingest.add_argument(
-        "--probe", action="store_true", help="read every header: fills in sizes, finds unreadable images"
-    )
+    ingest.add_argument("--probe", action="store_true", help=help_of(parameters.Probe))
 
     train = command("train", run_train, "Train prompts on labelled collections and register a model version.",
                     "anomalyclip train --collection mvtec --backbone ViT-L-14-336-quickgelu:openai")  # fmt: skip
     train.add_argument("--collection", action="append", required=True, metavar="NAME", help="repeat for more than one")
     train.add_argument("--backbone", default="embedded", metavar="SPEC",
-                       help="<open_clip model>:<tag, path or URI>, or 'embedded' (default)")  # fmt: skip
-    train.add_argument("--epochs", type=positive, default=15, help="default: 15, as published")
-    train.add_argument("--lr", type=float, default=1e-3, help="default: 0.001, as published")
-    train.add_argument(
-        "--seed", type=int, default=111, help="of the first prompts and the order of images (default: 111)"
-    )
-    train.add_argument("--validation-share", type=float, default=0.0,
-                       help="of the classes, held back for a validation curve (default: 0, as published)")  # fmt: skip
-    train.add_argument("--patience", type=positive, default=0,
-                       help="stop after so many epochs without a better validation loss (default: never)")  # fmt: skip
+                       help=f"{help_of(parameters.Backbone)} (default: embedded)")  # fmt: skip
+    train.add_argument("--epochs", type=positive, default=15, help=help_of(parameters.Epochs))
+    train.add_argument("--lr", type=float, default=1e-3, help=help_of(parameters.LearningRate))
+    train.add_argument("--seed", type=int, default=111, help=f"{help_of(parameters.Seed)} (default: 111)")
+    train.add_argument("--validation-share", type=float, default=0.0, help=help_of(parameters.ValidationShare))
+    train.add_argument("--patience", type=positive, default=0, help=f"{help_of(parameters.Patience)} (default: 0)")
     add_geometry(train)
 
     imported = command("import-checkpoint", run_import_checkpoint,
@@ -396,20 +405,7 @@ def build_parser() -> argparse.ArgumentParser:
                     "anomalyclip score --collection line-4 --model models:/anomalyclip@champion")  # fmt: skip
     add_collection(score)
     add_model(score)
-    score.add_argument(
-        "--runner",
-        choices=("threads", "ray"),
-        default="threads",
-        help="threads of this process (default), or a Ray cluster: RAY_ADDRESS, else one of this machine",
-    )
-    score.add_argument("--workers", type=positive, default=1, help="shards at the same time (default: 1)")
-    score.add_argument("--worker-cpus", type=float, default=1.0, help="cores that a Ray worker asks for (default: 1)")
-    score.add_argument("--worker-gpus", type=float,
-                       help="GPUs that a Ray worker asks for, also less than one (default: its share of all)")  # fmt: skip
-    score.add_argument("--shard-size", type=positive, default=256, help="images a shard (default: 256)")
-    score.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32, the exact one"
-    )
+    add_scoring(score)
 
     evaluate = command("evaluate", run_evaluate, "Metrics against labels and masks, into MLflow.",
                        "anomalyclip evaluate --collection cookies")  # fmt: skip
@@ -417,8 +413,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluated = evaluate.add_mutually_exclusive_group()
     add_model(evaluated)
     evaluated.add_argument("--baseline", choices=("clip", "clip-ac", "winclip"),
-                           help="score and evaluate this training-free detector instead")  # fmt: skip
-    evaluate.add_argument("--backbone", metavar="SPEC", help="of the baseline (default: the champion's, else embedded)")
+                           help=help_of(parameters.BaselineName))  # fmt: skip
+    evaluate.add_argument("--backbone", metavar="SPEC", help=help_of(parameters.BaselineBackbone))
 
     compare = command("compare", run_compare, "Evaluation runs on one collection side by side, with their differences.",
                       "anomalyclip compare 3f2a91c0 8bd4e7f1")  # fmt: skip
@@ -447,6 +443,12 @@ def build_parser() -> argparse.ArgumentParser:
                            help="share of normal images that may raise an alarm (default: 0.01)")  # fmt: skip
     add_model(calibrate)
 
+    nightly = command("nightly", run_nightly, "Ingest, score with the champion, decide, report: what the schedule runs.",
+                      "anomalyclip nightly s3://line-4/images --collection line-4")  # fmt: skip
+    add_source(nightly)
+    add_collection(nightly)
+    add_scoring(nightly)
+
     report = command("report", run_report, "Write the HTML page of a scored collection.",
                      "anomalyclip report --collection line-4")  # fmt: skip
     add_collection(report)
@@ -468,16 +470,39 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_collection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--collection", required=True, metavar="NAME", help="the collection's name in the store")
+    parser.add_argument("--collection", required=True, metavar="NAME", help=help_of(parameters.CollectionName))
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help=help_of(parameters.Source))
+    parser.add_argument("--layout", default="flat", choices=LAYOUT_NAMES, metavar="LAYOUT",
+                        help=f"{help_of(parameters.LayoutName)} (default: flat): {', '.join(LAYOUT_NAMES)}")  # fmt: skip
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runner",
+        choices=("threads", "ray"),
+        default="threads",
+        help=f"{help_of(parameters.Runner)} (default: threads)",
+    )
+    parser.add_argument("--worker-cpus", type=float, default=1.0, help=f"{help_of(parameters.WorkerCpus)} (default: 1)")
+    parser.add_argument("--worker-gpus", type=float, help=help_of(parameters.WorkerGpus))
+    parser.add_argument("--workers", type=positive, default=1, help=f"{help_of(parameters.Workers)} (default: 1)")
+    parser.add_argument(
+        "--shard-size", type=positive, default=256, help=f"{help_of(parameters.ShardSize)} (default: 256)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=help_of(parameters.Precision)
+    )
 
 
 def add_geometry(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image-size", type=positive, help="pixels (default: the backbone's, 518 for patch 14)")
-    parser.add_argument("--feature-layers", type=positive, nargs="+", metavar="L",
-                        help="1-based layers whose maps are summed (default: the last, as published)")  # fmt: skip
+    parser.add_argument("--image-size", type=positive, help=help_of(parameters.ImageSize))
     parser.add_argument(
-        "--dpam-layers", type=int, help="last blocks with V-V attention (default: 19 of 24 in proportion)"
+        "--feature-layers", type=positive, nargs="+", metavar="L", help=help_of(parameters.FeatureLayers)
     )
+    parser.add_argument("--dpam-layers", type=int, help=help_of(parameters.DpamLayers))
 
 
 def checkpoint(value: str) -> tuple[str, str]:
@@ -490,7 +515,7 @@ def checkpoint(value: str) -> tuple[str, str]:
 
 def add_model(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--model", default="models:/anomalyclip@champion", metavar="URI",
-                        help="models:/NAME@ALIAS, models:/NAME/VERSION or a bundle folder (default: champion)")  # fmt: skip
+                        help=f"{help_of(parameters.Model)} (default: champion)")  # fmt: skip
 
 
 def positive(text: str) -> int:

@@ -1,19 +1,18 @@
 """Evaluate: metrics of a scored, labelled collection against its labels and masks, into MLflow."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
 
 from prefect import flow
 
+from flows.parameters import BaselineBackbone, BaselineName, CollectionName, Model, StoreUri
 from flows.score import score
+from tasks.artifacts import publish_links, publish_table
 from tasks.baselines import make_baseline
 from tasks.errors import InputError
 from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection, labelled_rows
 from tasks.manifest import read_manifest
-from tasks.registry import CHAMPION_URI, resolve_model
+from tasks.registry import CHAMPION_URI, mlflow_links, resolve_model
 from tasks.store import Store, default_store
-
-BaselineName = Literal["clip", "clip-ac", "winclip"]
 
 
 @dataclass(frozen=True)
@@ -29,17 +28,13 @@ class EvaluateSummary:
 
 @flow(name="evaluate", flow_run_name="evaluate {collection}")
 def evaluate(
-    collection: str,
-    model: str = CHAMPION_URI,
-    baseline: BaselineName | None = None,
-    backbone: str | None = None,
-    store: str | None = None,
+    collection: CollectionName,
+    model: Model = CHAMPION_URI,
+    baseline: BaselineName = None,
+    backbone: BaselineBackbone = None,
+    store: StoreUri = None,
 ) -> EvaluateSummary:
-    """Compare the scores and maps of a model with the collection's labels and masks, and log the result to MLflow.
-
-    baseline: evaluated instead of the model, after scoring what it has not scored yet; backbone: its own, by default the
-    champion's or, where there is none, the embedded one.
-    """
+    """Compare the scores and maps of a model with the collection's labels and masks, and log the result to MLflow."""
     store = store or default_store()
     if backbone and not baseline:
         raise InputError("a backbone can be chosen for a baseline only: a model has its own")
@@ -50,4 +45,6 @@ def evaluate(
     else:
         version = resolve_model(Store(store), model)
     table, run_id = evaluate_collection(store, collection, version)
+    publish_table("evaluate", collection, [asdict(row) for row in table], f"{collection}, {version.uri}")
+    publish_links("evaluate", collection, mlflow_links(Store(store), version, run_id))
     return EvaluateSummary(collection, version.uri, run_id, AUPRO_DEFINITION, table)

@@ -5,12 +5,24 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.parameters import (
+    CollectionName,
+    Model,
+    Precision,
+    Runner,
+    ShardSize,
+    StoreUri,
+    WorkerCpus,
+    WorkerGpus,
+    Workers,
+)
+from tasks.artifacts import publish_table
 from tasks.errors import InputError
 from tasks.manifest import read_manifest
 from tasks.progress import progress, stopping
@@ -18,9 +30,6 @@ from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.runs import new_run_id, write_run_record
 from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, ShardFailure, plan_shards, score_shard
 from tasks.store import Store, default_store
-
-Precision = Literal["fp32", "bf16", "fp16"]
-Runner = Literal["threads", "ray"]
 
 
 @dataclass(frozen=True)
@@ -46,15 +55,15 @@ class ScoreSummary:
 
 @flow(name="score", flow_run_name="score {collection}")
 def score(
-    collection: str,
-    model: str = CHAMPION_URI,
-    workers: int = 1,
-    shard_size: int = SHARD_SIZE,
+    collection: CollectionName,
+    model: Model = CHAMPION_URI,
+    workers: Workers = 1,
+    shard_size: ShardSize = SHARD_SIZE,
     precision: Precision = "fp32",
     runner: Runner = "threads",
-    worker_cpus: float = 1.0,
-    worker_gpus: float | None = None,
-    store: str | None = None,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
+    store: StoreUri = None,
 ) -> ScoreSummary:
     """Score what this model has not scored yet; write scores, maps and masks back to the store.
 
@@ -89,7 +98,13 @@ def score(
             f"{len(failed)} of {len(pending)} shards of {collection!r} failed, the others are committed; run the same "
             f"command to try again. The first failure: {failed[0].name}: {failed[0].reason}"
         )
+    publish_table("score", collection, [table_row(summary)], f"{collection}, {version.uri}")
     return summary
+
+
+def table_row(summary: ScoreSummary) -> dict[str, Any]:
+    shown = {name: getattr(summary, name) for name in ("collection", "images", "scored", "already_scored", "seconds")}
+    return shown | {"unreadable": sum(summary.unreadable.values())}
 
 
 def shard_scorer(

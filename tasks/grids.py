@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import InputError
 from tasks.registry import ModelVersion
-from tasks.scoring import scores_folder
+from tasks.scoring import part_number, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS
 
@@ -18,11 +18,16 @@ READ_AT_ONCE = 256  # grids
 
 
 def stored_grids(
-    store: Store, collection: str, model: ModelVersion, images: Iterable[str]
+    store: Store, collection: str, model: ModelVersion, images: Iterable[str], first_part: int = 0
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Ids and patch grids (g, g) float32 of these images, each once, in the order in which they are stored."""
+    """Ids and patch grids (g, g) float32 of these images, each once, in the order in which they are stored.
+
+    first_part: of the manifest; the images lie in none before it.
+    """
     folder, wanted = scores_folder(collection, model.partition, "maps"), set(images)
     for part in store.find(*folder, suffix=".parquet"):
+        if part_number(part) < first_part:
+            continue
         if not wanted:
             return
         with store.fs.open(store.path(*folder, part), "rb") as file:
@@ -34,9 +39,11 @@ def stored_grids(
                         yield image, np.frombuffer(values, "<f4").reshape(rows, cols)
 
 
-def read_grids(store: Store, collection: str, model: ModelVersion, images: Iterable[str]) -> dict[str, np.ndarray]:
-    """The grids of a few images, by their ids."""
-    return dict(stored_grids(store, collection, model, images))
+def read_grids(
+    store: Store, collection: str, model: ModelVersion, images: Iterable[str], first_part: int = 0
+) -> dict[str, np.ndarray]:
+    """The grids of a few images, by their ids; see stored_grids."""
+    return dict(stored_grids(store, collection, model, images, first_part))
 
 
 class SpilledGrids:

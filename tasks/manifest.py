@@ -22,6 +22,7 @@ from tasks.errors import InputError
 from tasks.images import Header, UnreadableImage, read_header, read_mask
 from tasks.layouts import Entry, read_layout, read_version
 from tasks.progress import advance, progress
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
 from tasks.tables import MANIFEST, read_parquet, to_parquet, to_table
 
@@ -126,7 +127,10 @@ def to_row(entry: Entry) -> dict[str, Any]:
     }
 
 
-@task(name="ingest", task_run_name="ingest {collection}", cache_policy=NO_CACHE)
+@task(
+    name="ingest", task_run_name="ingest {collection}", cache_policy=NO_CACHE,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
+)  # fmt: skip
 def ingest_source(store: str, collection: str, source: str, layout: str, probe: bool) -> IngestSummary:
     """List a source in a layout and write what is new, changed or gone to the manifest."""
     check_name(collection)

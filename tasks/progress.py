@@ -1,6 +1,5 @@
 """Progress of long work: a bar on standard error and, under a Prefect server, a progress artifact in its UI."""
 
-import os
 import sys
 import threading
 import time
@@ -10,9 +9,15 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
+from prefect.settings import get_current_settings
 from tqdm import tqdm
 
 ARTIFACT_SECONDS = 2.0  # at most one update of the artifact in this time
+
+
+def watched() -> bool:
+    """Whether this is a run on a server that people look at: nobody looks at an ephemeral one."""
+    return FlowRunContext.get() is not None and get_current_settings().api.url is not None
 
 
 class Progress:
@@ -26,8 +31,7 @@ class Progress:
         self.artifact = self.create_artifact(what)
 
     def create_artifact(self, what: str) -> UUID | None:
-        """Only for a real server: nobody looks at an ephemeral one."""
-        if not os.environ.get("PREFECT_API_URL") or FlowRunContext.get() is None:
+        if not watched():
             return None
         artifact = create_progress_artifact(progress=0.0, description=what)
         return artifact if isinstance(artifact, UUID) else None

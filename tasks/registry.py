@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -200,3 +201,20 @@ def tracked_run(store: Store, name: str, params: Mapping[str, Any]) -> Iterator[
     with mlflow.start_run(run_name=name) as run:
         mlflow.log_params(dict(params))
         yield run.info.run_id
+
+
+def mlflow_links(store: Store, model: ModelVersion, run_id: str | None = None) -> dict[str, str]:
+    """Pages of the model and of a run, where MLflow is a server."""
+    experiment = use_tracking(store).get_experiment_by_name(EXPERIMENT)
+    server = pages_of(mlflow.get_tracking_uri())
+    if server is None or experiment is None:
+        return {}
+    links = {"model": f"{server}/models/{model.name}/versions/{model.version}"}
+    return links | ({"mlflow-run": f"{server}/experiments/{experiment.experiment_id}/runs/{run_id}"} if run_id else {})
+
+
+def pages_of(tracking_uri: str) -> str | None:
+    """Where the pages of an MLflow server begin, without its password; None for a database, which is nobody's business."""
+    uri = urlsplit(tracking_uri)
+    address = f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}/#"
+    return address if uri.scheme in ("http", "https") else None

@@ -22,12 +22,12 @@ from models.detector import DetectorConfig, read_bundle_config
 from tasks.evaluation import ClassMetrics
 from tasks.grids import read_grids
 from tasks.images import UnreadableImage
-from tasks.manifest import read_manifest, records
+from tasks.manifest import records
 from tasks.pictures import image_and_heat
 from tasks.registry import ModelVersion, bundle_folder
-from tasks.scoring import scores_folder
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
+from tasks.scored import read_scored
 from tasks.store import Store
-from tasks.tables import SCORES, read_parts
 
 THUMBNAIL = 224  # pixels, the longer side
 HIGHEST, LOWEST = 18, 6  # images shown of each collection
@@ -61,34 +61,49 @@ class Section:
     metrics: list[ClassMetrics] = field(default_factory=list)
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(
+    name="report", cache_policy=NO_CACHE,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
+)  # fmt: skip
 def write_report(
-    store: str, run_id: str, model: ModelVersion, metrics: dict[str, list[ClassMetrics]], title: str
+    store: str,
+    run_id: str,
+    model: ModelVersion,
+    metrics: dict[str, list[ClassMetrics]],
+    title: str,
+    notice: str = "",
+    first_part: int = 0,
 ) -> str:
-    """Write the page over the named collections, with their metrics where there are any; returns its URI."""
+    """Write the page over the named collections, with their metrics where there are any; returns its URI.
+
+    notice: what must not be missed, above everything; first_part: of the manifest, where only newer ones are shown.
+    """
     target = Store(store)
     with bundle_folder(target, model) as folder:
         config = read_bundle_config(folder)
-    sections = [build_section(target, name, model, config, found) for name, found in metrics.items()]
-    return target.write(render(title, sections, config).encode(), "reports", run_id, "index.html")
+    sections = [build_section(target, name, model, config, found, first_part) for name, found in metrics.items()]
+    return target.write(render(title, sections, config, notice).encode(), "reports", run_id, "index.html")
 
 
-def render(title: str, sections: list[Section], config: DetectorConfig) -> str:
+def render(title: str, sections: list[Section], config: DetectorConfig, notice: str) -> str:
     environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("tasks") / "report.html").read_text(encoding="utf-8"))
-    return template.render(title=title, sections=sections, config=config, scale=heat_scale())
+    return template.render(title=title, notice=notice, sections=sections, config=config, scale=heat_scale())
 
 
 def build_section(
-    store: Store, collection: str, model: ModelVersion, config: DetectorConfig, metrics: list[ClassMetrics]
+    store: Store,
+    collection: str,
+    model: ModelVersion,
+    config: DetectorConfig,
+    metrics: list[ClassMetrics],
+    first_part: int = 0,
 ) -> Section:
     """The collection's scores by this model; pictures are made only of the images that are shown."""
-    scores = read_parts(store, *scores_folder(collection, model.partition), schema=SCORES).to_pandas()
-    facts = read_manifest(store, collection).rows[["image_id", "size", "label", "defect_type", "mask_uri"]]
-    rows = facts.merge(scores.drop_duplicates("image_id"), on="image_id", suffixes=("_truth", ""))
+    rows = read_scored(store, collection, model, first_part)
     scored = rows[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
     highest, lowest = scored.head(HIGHEST), scored.tail(LOWEST)[::-1]
-    grids = read_grids(store, collection, model, [*highest["image_id"], *lowest["image_id"]])
+    grids = read_grids(store, collection, model, [*highest["image_id"], *lowest["image_id"]], first_part)
     shown = [card for row in records(highest) if (card := build_card(row, grids, config))]
     quiet = [card for row in records(lowest) if (card := build_card(row, grids, config))]
     unreadable = list(records(rows[rows["error_kind"].notna()][["uri", "error_kind", "error_detail"]]))

@@ -20,9 +20,6 @@ import numpy as np
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
-from prefect.tasks import exponential_backoff
 
 from models import Detector
 from models.baselines import Baseline
@@ -31,12 +28,12 @@ from models.maps import map_at
 from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
-from tasks.errors import InputError
 from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder
-from tasks.progress import Stopped, advance
+from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, count_rows, read_rows, to_parquet, to_table
 from tasks.thresholds import Calibration, find_calibration
@@ -62,8 +59,7 @@ class Shard:
 
     @property
     def part_number(self) -> int:
-        """Of its manifest part, in the order in which they were written."""
-        return int(part_key(self.manifest_part).partition("-")[0])
+        return part_number(self.manifest_part)
 
     @property
     def length(self) -> int:
@@ -89,6 +85,11 @@ class ShardFailure:
 
 def part_key(manifest_part: str) -> str:
     return manifest_part.rpartition("part-")[2].removesuffix(".parquet")
+
+
+def part_number(name: str) -> int:
+    """Of a manifest part, in the order in which they were written; scores and maps have it in their names, too."""
+    return int(part_key(name).partition("-")[0])
 
 
 def scores_folder(collection: str, partition: str, kind: str = "scores") -> tuple[str, ...]:
@@ -167,14 +168,9 @@ class Output:
         )
 
 
-def transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: storage that failed, yes; unusable input or refused credentials, no."""
-    return not isinstance(state.result(raise_on_failure=False), (InputError, Stopped, PermissionError))
-
-
 @task(
     name="score shard", task_run_name="{shard.name}", cache_policy=NO_CACHE,
-    retries=3, retry_delay_seconds=exponential_backoff(5), retry_jitter_factor=0.5, retry_condition_fn=transient,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
 )  # fmt: skip
 def score_shard(store: str, collection: str, model: ModelVersion, shard: Shard, precision: str) -> ScoredShard:
     """Score one shard with the model that this process keeps loaded, and commit it."""

@@ -19,6 +19,7 @@ COMMANDS = [
     "evaluate",
     "report",
     "calibrate",
+    "nightly",
     "reproduce",
     "compare",
     "promote",

@@ -18,6 +18,7 @@ from tasks.registry import (
     bundle_folder,
     champion_version,
     open_detector,
+    pages_of,
     register_bundle,
     resolve_model,
     tracked_run,
@@ -165,3 +166,16 @@ def test_a_run_that_fails_is_marked_as_failed(store: Store) -> None:
         raise ZeroDivisionError
     run = use_tracking(store).get_run(run_id)
     assert (run.info.status, run.data.params) == ("FAILED", {"epochs": "1"})
+
+
+@pytest.mark.parametrize(
+    ("uri", "pages"),
+    [
+        ("https://me:secret@mlflow.plant:5000/", "https://mlflow.plant:5000/#"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/#"),
+        ("postgresql+psycopg://me:secret@db/mlflow", None),
+        ("sqlite:////store/mlflow.db", None),
+    ],
+)
+def test_pages_are_those_of_a_server_without_its_password(uri: str, pages: str | None) -> None:
+    assert pages_of(uri) == pages

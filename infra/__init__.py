@@ -1,0 +1,1 @@
+"""How it is deployed: the local stack, Prefect deployments, containers, Kubernetes, access policies."""

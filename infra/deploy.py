@@ -1,0 +1,41 @@
+"""Apply the work pool, the deployments and the automations to the server of PREFECT_API_URL; again, it changes nothing.
+
+python -m infra.deploy
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+from prefect import get_client
+from prefect.events.schemas.automations import AutomationCore
+
+POOL = "anomalyclip"
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+    prefect("deploy", "--all", "--prefect-file", str(FOLDER / "prefect.yaml"))
+    apply_automations()
+
+
+def prefect(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", *arguments], check=True)
+
+
+def apply_automations() -> None:
+    """Those of automations.yaml, each once by its name."""
+    with get_client(sync_client=True) as client:
+        for content in yaml.safe_load((FOLDER / "automations.yaml").read_text(encoding="utf-8"))["automations"]:
+            automation = AutomationCore.model_validate(content)
+            known = client.read_automations_by_name(automation.name)
+            if known:
+                client.update_automation(known[0].id, automation)
+            else:
+                client.create_automation(automation)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What a night leaves in Prefect's UI: its table, the highest-scoring images with their heat maps, links.
+
+The pictures are small and lie in the artifact itself, so that whoever may look at the run needs no access to the bucket.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from models.detector import read_bundle_config
+from tasks.artifacts import as_text, publish_links, publish_markdown, publish_table
+from tasks.grids import read_grids
+from tasks.manifest import records
+from tasks.nights import Night, NightSummary
+from tasks.progress import watched
+from tasks.registry import ModelVersion, bundle_folder, mlflow_links
+from tasks.report import build_card
+from tasks.store import Store
+
+HIGHEST = 6  # images that are shown
+
+
+def publish_night(store: Store, model: ModelVersion, night: Night, summary: NightSummary) -> None:
+    if watched():
+        name = summary.collection
+        publish_table("nightly", name, table_rows(summary), f"{name}, {summary.model}: {summary.message}")
+        shown = highest_images(store, name, model, night)
+        publish_markdown("nightly", name, "highest", shown, "The highest scores of the night")
+        links = {"report": summary.report} | mlflow_links(store, model, summary.mlflow_run)
+        publish_links("nightly", name, links)
+
+
+def table_rows(summary: NightSummary) -> list[dict[str, Any]]:
+    """A row a class and one over all."""
+    classes = [
+        {"class": row.class_name, "images": row.images, "scored": row.scored, "anomalous": row.anomalous,
+         "unreadable": row.unreadable, "moved": "yes" if row.drift and row.drift.moved else "", "seconds": ""}
+        for row in summary.classes
+    ]  # fmt: skip
+    unreadable, moved = sum(summary.unreadable.values()), "yes" if summary.moved else ""
+    return [
+        *classes,
+        {"class": f"all of {summary.collection}", "images": summary.images, "scored": summary.scored,
+         "anomalous": summary.anomalous, "unreadable": unreadable, "moved": moved, "seconds": summary.seconds},
+    ]  # fmt: skip
+
+
+def highest_images(store: Store, collection: str, model: ModelVersion, night: Night) -> str:
+    """A Markdown table of the images with the highest scores; an image that can no longer be read is left out."""
+    scored: pd.DataFrame = night.rows[night.rows["score"].notna()]
+    highest = scored.sort_values("score", ascending=False, kind="stable").head(HIGHEST)
+    with bundle_folder(store, model) as folder:
+        config = read_bundle_config(folder)
+    grids = read_grids(store, collection, model, highest["image_id"], night.first_part)
+    lines = ["| image | abnormal probability | score | decision | class | name |", "|---|---|---|---|---|---|"]
+    for row in records(highest):
+        if card := build_card(row, grids, config):
+            name = as_text(row["uri"].rpartition("/")[2])
+            facts = (f"{row['score']:.3f}", row["decision"] or "–", as_text(row["class_name"]), name)
+            lines.append(f"| ![image]({card.image}) | ![heat map]({card.heat}) | {' | '.join(facts)} |")
+    return "\n".join(lines) if len(lines) > 2 else "No image was scored."

@@ -1,0 +1,19 @@
+"""Trying again, with backoff: what failed for a while may work later, what is wrong stays wrong."""
+
+from typing import Any
+
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import State
+from prefect.tasks import exponential_backoff
+
+from tasks.errors import InputError
+from tasks.progress import Stopped
+
+RETRIES = 3
+DELAYS = exponential_backoff(5)  # 5, 10 and 20 seconds
+JITTER = 0.5
+
+
+def transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again may help: storage that failed, yes; unusable input or refused credentials, no."""
+    return not isinstance(state.result(raise_on_failure=False), (InputError, Stopped, PermissionError))

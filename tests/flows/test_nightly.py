@@ -1,0 +1,118 @@
+"""Nights: what is new is scored by the champion, told once, and what went wrong is in the state that the run ends in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.registry import CHAMPION, MODEL_NAME, use_tracking
+from tasks.scoring import score_shard
+from tasks.store import Store
+from tasks.tables import SCORES, read_parts
+from tests.flows.conftest import Answer, Command, write_images
+
+
+@pytest.fixture
+def model(anomalyclip: Command, images: Path) -> None:
+    anomalyclip("ingest", str(images), "--collection", "auxiliary", "--layout", "folders")
+    anomalyclip("train", "--collection", "auxiliary", "--epochs", "1")
+
+
+def night(anomalyclip: Command, source: Path) -> Answer:
+    return anomalyclip("nightly", str(source), "--collection", "parts", "--json")
+
+
+def read_scores(store: Path, version: int) -> list[dict[str, Any]]:
+    return read_parts(
+        Store(str(store)), "collections/parts/scores", f"model=anomalyclip.v{version}", schema=SCORES
+    ).to_pylist()
+
+
+def write_noise(folder: Path, count: int) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(generator.integers(0, 256, (96, 96, 3), np.uint8)).save(folder / f"noise-{number:03d}.png")
+
+
+def test_night_after_night(anomalyclip: Command, model: None, images: Path, tmp_path: Path):
+    first = night(anomalyclip, images).json
+    assert (first["state"], first["model"], first["images"]) == ("Completed", "models:/anomalyclip/1", 24)
+    assert (first["scored"], first["anomalous"], first["undecided"]) == (24, 0, 24)
+    assert "run `anomalyclip calibrate`" in first["message"]
+    assert json.loads((tmp_path / f"store/collections/parts/runs/{first['run_id']}.json").read_text())["scored"] == 24
+
+    anomalyclip("calibrate", "--collection", "parts", "--false-alarm-rate", "0.25")
+    quiet = night(anomalyclip, images).json
+    assert (quiet["state"], quiet["message"], quiet["images"]) == ("Completed", "no new images", 0)
+    assert Path(quiet["report"].removeprefix("file://")).is_file()
+
+    write_images(images, range(24, 36))
+    (images / "good" / "torn.png").write_bytes((images / "good" / "000.png").read_bytes()[:200])
+    answer = night(anomalyclip, images)
+    second = answer.json
+    assert (answer.code, second["state"]) == (0, "Completed with unreadable images")
+    assert (second["images"], second["scored"], second["undecided"]) == (13, 12, 0)
+    assert second["unreadable"] == {"corrupt": 1}
+    rows = read_scores(tmp_path / "store", 1)[24:]
+    assert second["anomalous"] == sum(row["decision"] == "anomalous" for row in rows)
+    page = Path(second["report"].removeprefix("file://")).read_text(encoding="utf-8")
+    assert "torn.png" in page
+    assert "030.png" in page
+    assert "001.png" not in page  # it was told of before
+
+    anomalyclip("train", "--collection", "auxiliary", "--epochs", "1", "--seed", "5")
+    use_tracking(Store(str(tmp_path / "store"))).set_registered_model_alias(MODEL_NAME, CHAMPION, "2")
+    write_images(images, range(36, 38))
+    third = night(anomalyclip, images).json
+    assert (third["model"], third["images"]) == ("models:/anomalyclip/2", 39)
+    assert len(read_scores(tmp_path / "store", 1)) == 37
+    assert len({row["bundle_digest"] for row in read_scores(tmp_path / "store", 2)}) == 1
+
+    table = anomalyclip("nightly", str(images), "--collection", "parts")
+    assert table.out.splitlines()[-2].startswith("Completed: no new images (models:/anomalyclip/2")
+
+
+def test_a_night_whose_scores_have_moved_is_flagged(anomalyclip: Command, model: None, tmp_path: Path):
+    source = tmp_path / "line"
+    write_images(source, range(60))
+    night(anomalyclip, source)
+    anomalyclip("calibrate", "--collection", "parts", "--false-alarm-rate", "0.1")
+    write_images(source, range(60, 100))
+    ordinary = night(anomalyclip, source).json
+    assert (ordinary["moved"], ordinary["classes"][0]["drift"]["images"]) == ([], 40)
+    assert 'role="alert"' not in Path(ordinary["report"].removeprefix("file://")).read_text(encoding="utf-8")
+
+    write_noise(source, 40)
+    shifted = night(anomalyclip, source).json
+    assert shifted["moved"] == ["parts"]
+    assert "the scores of parts have moved" in shifted["message"]
+    page = Path(shifted["report"].removeprefix("file://")).read_text(encoding="utf-8")
+    assert 'role="alert">The scores of parts have moved against the reference' in page
+
+
+def test_a_night_with_a_shard_that_failed_says_so_and_the_next_one_tells_all(
+    anomalyclip: Command, model: None, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    night(anomalyclip, images)
+    maps = tmp_path / "store/collections/parts/maps"
+    maps.rename(tmp_path / "maps")
+    maps.touch()  # a file where a folder is needed: nothing can be written
+    monkeypatch.setattr(score_shard, "retries", 0)
+    write_images(images, range(24, 30))
+    answer = night(anomalyclip, images)
+    assert (answer.code, answer.json["state"]) == (1, "Failed")
+    assert "1 of 1 shards of 'parts' failed" in answer.json["failed"]
+    assert answer.json["images"] == 0
+
+    maps.unlink()
+    (tmp_path / "maps").rename(maps)
+    assert night(anomalyclip, images).json["images"] == 6
+
+
+def test_a_night_without_a_model_is_wrong_use(anomalyclip: Command, images: Path):
+    answer = night(anomalyclip, images)
+    assert answer.code == 2
+    assert "train one with `anomalyclip train`" in answer.err
