@@ -63,7 +63,7 @@ def test_a_run_that_fails_half_way_is_finished_by_the_next_one(anomalyclip: Comm
     faults.refuse = lambda method, path: method == "PUT" and "/maps/" in path
     answer = anomalyclip("score", "--collection", "line", "--shard-size", "4")
     assert answer.code == 1
-    assert "run the same command to go on" in answer.err
+    assert "run the same command to try again" in answer.err
     faults.refuse = lambda method, path: False
     assert anomalyclip("score", "--collection", "line", "--shard-size", "4").code == 0
     assert results(buckets) == scored
