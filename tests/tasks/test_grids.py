@@ -22,7 +22,7 @@ def grids(store: Store, model: ModelVersion) -> dict[str, np.ndarray]:
             for i in images
         ]
         data = to_parquet(to_table(rows, MAPS))
-        store.write(data, *scores_folder("parts", model.partition, "maps"), f"part-{part}.parquet")
+        store.write(data, *scores_folder("parts", model.partition, "maps"), f"part-00000-{part}-4-00000.parquet")
     return made
 
 
