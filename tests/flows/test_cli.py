@@ -129,6 +129,6 @@ def test_every_command_has_help_with_an_example(command: str, anomalyclip: Comma
 
 
 def test_help_is_quick_because_it_imports_no_torch():
-    code = "import sys; from flows.cli import build_parser; build_parser(); print('torch' in sys.modules)"
+    code = "import sys; from flows.arguments import build_parser; build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -7,7 +7,7 @@ import pytest
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
-from flows.cli import build_parser
+from flows.arguments import build_parser
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.nightly import nightly

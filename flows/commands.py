@@ -1,0 +1,268 @@
+"""What each command of `anomalyclip` does with its arguments: it calls a flow and says what came of it.
+
+Each returns the summary, for --json, and what a person reads of it. Flows are imported when their command runs: they bring
+torch, Prefect and MLflow with them.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tasks.errors import InputError
+from tasks.store import Store
+
+METRIC_HEADS = {
+    "class_name": "class", "images": "images", "image_auroc": "image AUROC", "image_ap": "AP", "image_f1_max": "F1-max",
+    "pixel_auroc": "pixel AUROC", "aupro": "AUPRO (official)", "aupro_standard": "AUPRO (standard)",
+}  # fmt: skip
+
+
+class Refused(Exception):
+    """What was asked for is not done, in one sentence; --json still prints the summary. Exit code 1."""
+
+    def __init__(self, sentence: str, summary: Any) -> None:
+        super().__init__(sentence)
+        self.summary = summary
+
+
+def run_demo(arguments: argparse.Namespace) -> tuple[Any, str]:
+    try:
+        from flows.demo import demo
+    except ModuleNotFoundError as error:
+        raise InputError(f"the demo needs {error.name!r}: pip install 'anomalyclip-batch[demo]'") from error
+
+    summary = demo(arguments.images, arguments.cells, arguments.epochs, store=arguments.store)
+    rows = [{"collection": name} | asdict(table[-1]) for name, table in summary.metrics.items()]
+    heads = {"collection": "collection"} | {name: head for name, head in METRIC_HEADS.items() if name != "class_name"}
+    seconds = "  ".join(f"{step} {value:.1f} s" for step, value in summary.seconds.items())
+    return summary, "\n".join(
+        [
+            "",
+            as_table(rows, heads),
+            "",
+            f"{seconds}  total {sum(summary.seconds.values()):.1f} s",
+            "",
+            f"page      {summary.report}",
+            f"store     {summary.store}",
+            f"model     {summary.model}",
+            f"MLflow    {mlflow_ui(arguments.store)}",
+        ]
+    )
+
+
+def run_ingest(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.ingest import ingest
+
+    s = ingest(arguments.source, arguments.collection, arguments.layout, arguments.probe, store=arguments.store)
+    counts = f"{s.listed} images listed: {s.new} new, {s.changed} changed, {s.unchanged} unchanged, {s.deleted} deleted"
+    unreadable = f"; {s.unreadable} cannot be read" if s.unreadable else ""
+    return s, f"{s.collection}: {counts}{unreadable}; {s.labelled} labelled (manifest {s.digest})"
+
+
+def run_train(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.train import train
+
+    s = train(
+        arguments.collection, arguments.backbone, arguments.epochs, arguments.lr, arguments.seed,
+        arguments.validation_share, arguments.patience,
+        arguments.image_size, arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
+    )  # fmt: skip
+    return s, f"{s.model}: {s.loss.epoch} epochs on {', '.join(s.collections)}, loss {s.loss.total:.4f}"
+
+
+def run_import_checkpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.import_checkpoint import import_checkpoint
+
+    s = import_checkpoint(
+        arguments.file, arguments.backbone, arguments.image_size, arguments.feature_layers, arguments.dpam_layers,
+        store=arguments.store,
+    )  # fmt: skip
+    names = sorted({name.partition(".")[0] for name in s.ignored})
+    ignored = f"; ignored {len(s.ignored)} tensors that AnomalyCLIP never uses ({', '.join(names)})" if names else ""
+    return s, f"{s.model}: prompts of {arguments.file} on {arguments.backbone}{ignored}"
+
+
+def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.score import score
+
+    s = score(
+        arguments.collection, arguments.model, arguments.workers, arguments.shard_size, arguments.precision,
+        arguments.runner, arguments.worker_cpus, arguments.worker_gpus, store=arguments.store,
+    )  # fmt: skip
+    if not s.scored:
+        return s, f"{s.collection}: nothing to score, {s.model} has scored all {s.images} images"
+    unreadable = "".join(f", {count} {kind}" for kind, count in s.unreadable.items())
+    rate = f"{s.scored / s.seconds:.1f} images/s"
+    before = f", {s.already_scored} were scored before" if s.already_scored else ""
+    return s, f"{s.collection}: scored {s.scored} images in {s.seconds:.1f} s ({rate}){unreadable}{before}\n{s.scores}"
+
+
+def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.evaluate import evaluate
+
+    s = evaluate(
+        arguments.collection, arguments.model, arguments.baseline, arguments.backbone, store=arguments.store
+    )  # fmt: skip
+    rows = s.metrics if len(s.metrics) > 2 else s.metrics[:1]
+    return s, "\n".join(
+        [
+            as_table([with_intervals(row) for row in rows], METRIC_HEADS),
+            "[…] 95 % bootstrap intervals over the images, pixel metrics have none; AUPRO by the published code (official)",
+            "and with its usual integral up to a false positive rate of 0.3 (standard)",
+            *undefined_lines(rows),
+            f"{s.model} on {s.collection}, MLflow run {s.mlflow_run}",
+        ]
+    )
+
+
+def with_intervals(row: Any) -> dict[str, Any]:
+    cells = asdict(row)
+    return cells | {m: f"{cells[m]:.3f} [{low:.3f}, {high:.3f}]" for m, (low, high) in row.intervals.items()}
+
+
+def undefined_lines(rows: Sequence[Any]) -> list[str]:
+    """A line a reason: which of the metrics shown are undefined for it, and in which classes."""
+    found: dict[str, dict[str, list[str]]] = {}  # classes by their metrics by reason
+    for row in rows:
+        for reason in dict.fromkeys(row.undefined.values()):
+            metrics = ", ".join(
+                METRIC_HEADS[m] for m, why in row.undefined.items() if why == reason and m in METRIC_HEADS
+            )
+            found.setdefault(reason, {}).setdefault(metrics, []).append(row.class_name)
+    return [
+        f"– {reason}: " + "; ".join(f"{metrics} of {', '.join(names)}" for metrics, names in metrics_of.items())
+        for reason, metrics_of in found.items()
+    ]
+
+
+def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.compare import compare
+
+    s = compare([arguments.run_id, *arguments.others], store=arguments.store)
+    heads = {"class_name": "class", "run_id": "run", "model": "model"} | METRIC_HEADS
+    moved: dict[tuple[str, str], dict[str, Any]] = {}
+    for d in s.differences:
+        row = moved.setdefault((d.class_name, d.run_id), {"class_name": d.class_name, "run_id": d.run_id})
+        row[d.metric] = str(d)
+    moved_heads = {name: heads[name] for name in ("class_name", "run_id", "image_auroc", "image_ap", "image_f1_max")}
+    note = f"differences to run {s.metrics[0].run_id}, with 95 % intervals of a paired bootstrap over the images"
+    return s, "\n".join(
+        [
+            f"{s.collection}, {s.images} images",
+            as_table([asdict(row) for row in s.metrics], heads),
+            "",
+            note
+            if moved
+            else "no class has both normal and anomalous images: there are no differences of image metrics",
+            *([as_table(list(moved.values()), moved_heads)] if moved else []),
+        ]
+    )
+
+
+def run_promote(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.promote import promote
+
+    s = promote(
+        arguments.version, arguments.reference, arguments.metric, arguments.margin, arguments.force,
+        store=arguments.store,
+    )  # fmt: skip
+    if not s.promoted:
+        raise Refused(f"{s.model} is not promoted: {s.gate.reason}", s)
+    instead = f", instead of version {s.gate.champion}" if s.gate.champion else ""
+    overridden = "the gate is overridden: " if s.forced else ""
+    return s, f"{s.model} is the champion now{instead}\n{overridden}{s.gate.reason}"
+
+
+def run_rollback(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.rollback import rollback
+
+    s = rollback(store=arguments.store)
+    return s, f"{s.model} is the champion again, instead of {s.left}"
+
+
+def run_calibrate(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.calibrate import calibrate
+
+    s = calibrate(arguments.collection, arguments.false_alarm_rate, arguments.model, store=arguments.store)
+    rows = [{"class_name": name} | asdict(found) for name, found in s.classes.items()]
+    table = as_table(rows, {"class_name": "class", "images": "images", "score": "score above", "pixel": "map above"})
+    left_out = "".join(f"\n{name}: {count} images are too few, no decisions" for name, count in s.too_small.items())
+    after = f"counts for what is ingested into {s.collection} from now on"
+    return s, f"{table}{left_out}\nfalse-alarm rate {s.false_alarm_rate}, {after}\n{s.thresholds}"
+
+
+def run_nightly(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.nightly import nightly
+
+    state = nightly(
+        arguments.source, arguments.collection, arguments.layout, arguments.workers, arguments.shard_size,
+        arguments.precision, arguments.runner, arguments.worker_cpus, arguments.worker_gpus, store=arguments.store,
+        return_state=True,
+    )  # fmt: skip
+    s: Any = state.result(raise_on_failure=False)
+    if isinstance(s, BaseException):
+        raise s
+    heads = {"class_name": "class", "images": "images", "scored": "scored", "anomalous": "anomalous",
+             "unreadable": "unreadable"}  # fmt: skip
+    rows = [*map(asdict, s.classes), asdict(s) | {"class_name": "all", "unreadable": sum(s.unreadable.values())}]
+    return s, f"{as_table(rows, heads)}\n{s.state}: {s.message} ({s.model}, {s.seconds:.1f} s)\n{s.report}"
+
+
+def run_report(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.report import report
+
+    s = report(arguments.collection, arguments.model, store=arguments.store)
+    return s, s.report
+
+
+def run_reproduce(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.reproduce import reproduce
+
+    s = reproduce(
+        arguments.root, arguments.sets, dict(arguments.checkpoint), arguments.backbone, arguments.epochs,
+        arguments.image_size, arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
+    )  # fmt: skip
+    heads = {"data_set": "data set", "auxiliary": "trained on", "images": "images"}
+    for metric in s.sets[0].paper:
+        heads |= {f"paper {metric}": METRIC_HEADS[metric], f"ours {metric}": "ours", f"difference {metric}": "±"}
+    left_out = [f"left out, for want of the set that its model is trained on: {name}" for name in s.left_out]
+    note = f"in percent: the paper's number, ours, the difference; AUPRO is the {s.aupro_definition} definition"
+    return s, "\n".join([as_table([reproduced_row(row) for row in s.sets], heads), note, *left_out])
+
+
+def reproduced_row(row: Any) -> dict[str, Any]:
+    cells: dict[str, Any] = {"data_set": row.data_set, "auxiliary": row.auxiliary, "images": row.images}
+    for kind, digits in (("paper", ".1f"), ("ours", ".1f"), ("difference", "+.1f")):
+        cells |= {f"{kind} {m}": None if v is None else format(v, digits) for m, v in getattr(row, kind).items()}
+    return cells
+
+
+def as_table(rows: list[dict[str, Any]], heads: dict[str, str]) -> str:
+    """Aligned columns; undefined values are a dash."""
+    cells = [list(heads.values())] + [[as_cell(row[name]) for name in heads] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
+
+
+def as_cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def mlflow_ui(store: str) -> str:
+    """How to look at the experiment: MLflow opens on its traces, the runs have an address of their own."""
+    from tasks.registry import EXPERIMENT, use_tracking
+
+    experiment = use_tracking(Store(store)).get_experiment_by_name(EXPERIMENT)
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    assert experiment, "use_tracking has made it"
+    page = f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs"
+    return f"mlflow ui --backend-store-uri {uri}   then {page}"
