@@ -91,6 +91,14 @@ def write_photos(folder: Path, numbers: range) -> None:
         photo(number).save(folder / f"{number:03d}.png")
 
 
+def register_versions(store: Store, bundle: Path, count: int) -> list[ModelVersion]:
+    versions = []
+    for _ in range(count):
+        with tracked_run(store, "train", {"epochs": 1}) as run_id:
+            versions.append(register_bundle(store, bundle, run_id, "of the tests"))
+    return versions
+
+
 class Versions(NamedTuple):
     """Three versions of one model, the first of which is the champion."""
 
@@ -121,11 +129,7 @@ def three_versions(
     """An MLflow database with them, to be copied: each test moves the champion."""
     store = Store(str(tmp_path_factory.mktemp("versions")))
     shutil.copy(empty_database, store.uri)
-    models = []
-    for _ in range(3):
-        with tracked_run(store, "train", {}) as run_id:
-            models.append(register_bundle(store, bundle, run_id, "of the tests"))
-    return Path(store.uri) / "mlflow.db", models
+    return Path(store.uri) / "mlflow.db", register_versions(store, bundle, 3)
 
 
 @pytest.fixture

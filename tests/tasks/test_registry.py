@@ -26,6 +26,7 @@ from tasks.registry import (
 )
 from tasks.store import Store
 from tests.models import seeded
+from tests.tasks.conftest import register_versions
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,7 @@ def two_versions(
 ) -> tuple[Store, list[ModelVersion]]:
     store = Store(str(tmp_path_factory.mktemp("registry")))
     shutil.copy(empty_database, store.uri)
-    versions = []
-    for _ in range(2):
-        with tracked_run(store, "train", {"epochs": 1}) as run_id:
-            versions.append(register_bundle(store, bundle, run_id, "of the tests"))
-    return store, versions
+    return store, register_versions(store, bundle, 2)
 
 
 @pytest.fixture
