@@ -121,6 +121,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_collection(report)
     add_model(report)
 
+    export = command("export", commands.run_export, "Write the decisions of a scored collection for other tools.",
+                     "anomalyclip export --collection line-4 --format coco")  # fmt: skip
+    add_collection(export)
+    export.add_argument("--format", required=True, choices=("coco", "label-studio", "lookout"),
+                        help=help_of(parameters.Format))  # fmt: skip
+    add_model(export)
+    export.add_argument("--output", metavar="URI", help=help_of(parameters.Output))
+
     reproduce = command("reproduce", commands.run_reproduce,
                         "The paper's protocol over the data sets at hand, beside its numbers.",
                         "anomalyclip reproduce --root ~/data --sets mvtec,visa,btad")  # fmt: skip

@@ -217,6 +217,18 @@ def run_report(arguments: argparse.Namespace) -> tuple[Any, str]:
     return s, s.report
 
 
+def run_export(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from flows.export import export
+
+    s = export(arguments.collection, arguments.format, arguments.model, arguments.output, store=arguments.store)
+    unreadable = f", {s.unreadable} unreadable" if s.unreadable else ""
+    undecided = (
+        f", {s.undecided} without a decision: nothing was calibrated when they were scored" if s.undecided else ""
+    )
+    counts = f"{s.images} images, {s.anomalous} anomalous, {s.regions} regions{unreadable}{undecided}"
+    return s, f"{s.collection}: {counts}\n{s.output}"
+
+
 def run_reproduce(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.reproduce import reproduce
 

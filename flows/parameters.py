@@ -52,6 +52,11 @@ FeatureLayers = Annotated[
     list[int] | None, parameter("1-based layers whose maps are summed; by default the last, as published")
 ]
 DpamLayers = Annotated[int | None, parameter("last blocks with V-V attention; by default 19 of 24 in proportion")]
+Format = Annotated[
+    Literal["coco", "label-studio", "lookout"],
+    parameter("COCO with regions as RLE, Label Studio tasks, or answers as Lookout for Vision gave them"),
+]
+Output = Annotated[str | None, parameter("file or URI to write; by default below exports/ in the collection's folder")]
 StoreUri = Annotated[
     str | None, parameter("folder or bucket with everything; by default $ANOMALYCLIP_STORE, else ./store")
 ]

@@ -20,16 +20,20 @@ class Region(NamedTuple):
 
 def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32]) -> list[Region]:
     """8-connected regions of a mask (H, W) with their peaks in the map (H, W), highest peak first."""
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if not count:
+    labels, boxes = label_regions(mask)
+    if not boxes:
         return []
-    numbers = np.arange(1, count + 1)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    peaks = ndimage.maximum(anomaly_map, labels, numbers)
-    regions = [
-        Region(
-            box[1].start, box[0].start, box[1].stop - box[1].start, box[0].stop - box[0].start, int(area), float(peak)
-        )
-        for box, area, peak in zip(ndimage.find_objects(labels), areas, peaks, strict=True)
-    ]
+    areas = np.bincount(labels.ravel(), minlength=len(boxes) + 1)[1:]
+    peaks = ndimage.maximum(anomaly_map, labels, np.arange(1, len(boxes) + 1))
+    regions = [Region(*box, int(area), float(peak)) for box, area, peak in zip(boxes, areas, peaks, strict=True)]
     return sorted(regions, key=lambda region: (-region.peak, region.y, region.x))
+
+
+def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[tuple[int, int, int, int]]]:
+    """(H, W) with the number of each pixel's region, 0 outside, and the box (x, y, w, h) of each from number 1 on.
+
+    A box is that of one region: one that joins its left and right side and one that joins top and bottom would touch.
+    """
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    boxes = ndimage.find_objects(labels)
+    return labels, [(c.start, r.start, c.stop - c.start, r.stop - r.start) for r, c in boxes]

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from models.preprocess import as_viewed
 from tasks.errors import InputError
@@ -100,6 +100,13 @@ def read_header(data: bytes) -> Header:
 def count_pixels(data: bytes) -> int:
     width, height = open_image(data).size
     return width * height
+
+
+def size_as_viewed(data: bytes) -> tuple[int, int]:
+    """(height, width) as a viewer shows the image, from its header; raises UnreadableImage where that is bad."""
+    image = open_image(data)
+    width, height = image.size
+    return (width, height) if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else (height, width)
 
 
 def read_mask(uri: str) -> Image.Image:

@@ -2,7 +2,9 @@
 
 import os
 import secrets
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +86,16 @@ class Store:
             write_file(Path(path), data)
         return self.uri_of(*parts)
 
+    def upload(self, file: Path, *parts: str) -> str:
+        """Write a local file of any size as one object, as `write` does."""
+        path = self.path(*parts)
+        if self.local_root is None:
+            self.fs.put_file(str(file), path)
+        else:
+            with replacing(Path(path)) as partial:
+                shutil.copyfile(file, partial)
+        return self.uri_of(*parts)
+
     def check_writable(self) -> None:
         """InputError unless objects can be written: said before work starts, not at the end of its first hour."""
         try:
@@ -106,11 +118,17 @@ class Store:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a local file by renaming a finished one into place."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which is renamed into place when it is finished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        partial.write_bytes(data)
+        yield partial
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

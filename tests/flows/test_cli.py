@@ -18,6 +18,7 @@ COMMANDS = [
     "score",
     "evaluate",
     "report",
+    "export",
     "calibrate",
     "nightly",
     "reproduce",

@@ -9,13 +9,14 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.arguments import build_parser
 from flows.evaluate import evaluate
+from flows.export import export
 from flows.ingest import ingest
 from flows.nightly import nightly
 from flows.score import score
 from flows.train import train
 
 ARGUMENTS = {"ingest": (ingest, ["here"]), "train": (train, []), "score": (score, []), "evaluate": (evaluate, []),
-             "nightly": (nightly, ["here"])}  # fmt: skip
+             "nightly": (nightly, ["here"]), "export": (export, ["--format", "coco"])}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ARGUMENTS)

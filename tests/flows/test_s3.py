@@ -24,6 +24,11 @@ def test_a_bucket_is_ingested_trained_on_scored_and_evaluated(
     page = anomalyclip("report", "--collection", "line", "--json").json["report"]
     assert page.startswith("s3://results/store/reports/")
     assert buckets.cat(page).startswith(b"<!doctype html>")
+    exported = anomalyclip("export", "--collection", "line", "--format", "coco", "--json").json
+    assert exported["output"] == "s3://results/store/collections/line/exports/model=anomalyclip.v1/coco.json"
+    content = json.loads(buckets.cat(exported["output"]))
+    assert (len(content["images"]), len(content["unreadable"])) == (9, 2)
+    assert len(content["annotations"]) == exported["regions"]
     again = anomalyclip("ingest", source, "--collection", "line", "--layout", "folders", "--json").json
     assert (again["new"], again["changed"], again["deleted"], again["unchanged"]) == (0, 1, 1, 9)
 
