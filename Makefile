@@ -1,12 +1,14 @@
 # Everything runs in .venv, which the targets make themselves. PYTHON is any Python from 3.11 on.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where `make stack` keeps its databases, buckets, keys and logs.
+FOLDER ?= stack
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check bench bench-embedded bench-metrics pretrain clean
+.PHONY: help demo test test-stack stack stack-packages check bench bench-embedded bench-metrics pretrain clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +24,15 @@ demo: .venv/installed  ## Set everything up and inspect generated objects and re
 
 test: .venv/installed  ## Set everything up and run the tests
 	$(BIN)/pytest
+
+test-stack: .venv/installed stack-packages  ## Run the tests on real servers and in a real browser; SCREENSHOTS=folder keeps pictures
+	$(BIN)/pytest -m stack
+
+stack: .venv/installed stack-packages  ## Run the whole system here: PostgreSQL, Prefect, MLflow, S3, a worker; Ctrl-C stops it
+	@$(BIN)/python -m infra.stack --folder $(FOLDER)
+
+stack-packages:  ## Install the Debian packages that the stack needs, as root
+	@infra/install-packages
 
 check: .venv/installed  ## Lint and types
 	$(BIN)/ruff check .
@@ -41,5 +52,5 @@ bench-metrics: .venv/installed  ## Measure the pixel metrics beside the publishe
 pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing (about 1.5 hours)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain
 
-clean:  ## Remove the environment and the local store
-	rm -rf .venv store
+clean:  ## Remove the environment, the local store and the local stack
+	rm -rf .venv store stack

@@ -64,6 +64,7 @@ def prepare_environment(store: str) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is ours alone
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow the decoding ones
     }
     for name, value in defaults.items():

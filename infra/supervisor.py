@@ -27,13 +27,26 @@ class ChildError(RuntimeError):
     """A child that ended by itself, or that does not serve in time, in one sentence with the end of its log."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Child:
     name: str
-    process: "subprocess.Popen[bytes]"
+    spawn: Callable[[], "subprocess.Popen[bytes]"]
+    ready: Callable[[], bool]
+    seconds: float  # until it is ready
     log: Path
     mark: str
     stop_signal: int
+
+    def start(self) -> None:
+        """Back when it is ready. ChildError when it ends or is not ready in time."""
+        self.process = self.spawn()
+        deadline = time.monotonic() + self.seconds
+        while not self.ready():
+            self.check_alive()
+            if time.monotonic() > deadline:
+                what = f"{self.name} does not serve after {self.seconds:.0f} s"
+                raise ChildError(f"{what}; {self.log} ends with: {last_line(self.log)}")
+            time.sleep(0.1)
 
     def check_alive(self) -> None:
         if (code := self.process.poll()) is not None:
@@ -86,25 +99,31 @@ class Supervisor:
     ) -> Child:
         """A child whose output goes to NAME.log; back when `ready`. ChildError when it ends or is not ready in time."""
         mark, log = secrets.token_hex(8), self.logs / f"{name}.log"
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command, env=self.environment | dict(environment or {}) | {MARK: mark}, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, user=user,
-            )  # fmt: skip
-        child = self.children[name] = Child(name, process, log, mark, stop_signal)
-        deadline = time.monotonic() + seconds
-        while not ready():
-            child.check_alive()
-            if time.monotonic() > deadline:
-                raise ChildError(f"{name} does not serve after {seconds:.0f} s; {log} ends with: {last_line(log)}")
-            time.sleep(0.1)
+        variables = self.environment | dict(environment or {}) | {MARK: mark}
+
+        def spawn() -> "subprocess.Popen[bytes]":
+            with log.open("ab") as output:
+                return subprocess.Popen(
+                    command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                    start_new_session=True, user=user, group=user, extra_groups=None if user is None else [],
+                )  # fmt: skip
+
+        child = self.children[name] = Child(name, spawn, ready, seconds, log, mark, stop_signal)
+        child.start()
         return child
 
-    def watch(self) -> None:
-        """Until one of them ends by itself: ChildError."""
+    def watch(self, restarts: int = 0, tell: Callable[[str], object] = print) -> None:
+        """For ever. One that ends by itself is started again (what it has started goes on); one too many: ChildError."""
         while True:
             for child in self.children.values():
-                child.check_alive()
+                try:
+                    child.check_alive()
+                except ChildError as error:
+                    if restarts == 0:
+                        raise
+                    restarts -= 1
+                    tell(f"{error}; it is started again")
+                    child.start()
             time.sleep(0.5)
 
     def stop(self) -> None:

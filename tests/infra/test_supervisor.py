@@ -59,6 +59,17 @@ def test_one_that_ends_later_is_an_error_of_those_who_watch(tmp_path: Path):
             supervisor.watch()
 
 
+def test_one_that_was_killed_is_started_again_as_often_as_is_said(tmp_path: Path):
+    told: list[str] = []
+
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start("worker", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+        with pytest.raises(ChildError, match="worker ended with exit code -9"):
+            supervisor.watch(restarts=2, tell=told.append)
+    assert len(told) == 2
+    assert told[0].endswith("it is started again")
+
+
 def test_they_are_stopped_in_reverse(tmp_path: Path):
     with Supervisor(tmp_path) as supervisor:
         for name in ("first", "second"):
