@@ -1,16 +1,16 @@
 """Images and masks as the published code prepares them, after making every odd mode what a viewer would show.
 
-8-bit L, RGB and opaque RGBA images agree with the published preprocessing bit for bit. Deviations, all named here:
-EXIF orientation is applied, transparency is laid over white, palettes, CMYK and 1-bit are converted before resizing
-(the published code resizes palette indices), and 16-bit grey is scaled to 8 bits instead of clipped.
+8-bit L, RGB and opaque RGBA images agree with the published preprocessing bit for bit; models.viewing names what differs.
 """
 
 from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from models.viewing import as_viewed
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's channel statistics
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,37 +39,6 @@ def normalise(pixels: np.ndarray | Tensor) -> Tensor:
 def channel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """MEAN and STD, (3, 1, 1) each, once a device: sending them with each batch would make a GPU wait for the host."""
     return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
-
-
-def as_viewed(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB, upright, as a viewer would show it."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("L", "RGB"):
-        return image if "transparency" not in image.info else over_white(image.convert("RGBA"))
-    if image.mode.startswith("I") or image.mode == "F":
-        return scale_to_8_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return over_white(image.convert("RGBA"))
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def over_white(image: Image.Image) -> Image.Image:
-    """An RGBA image on a white ground, as RGB; opaque pixels keep their values exactly."""
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or float as 8-bit L: 0..65535 by the range of 16 bits, 0..1 by one, anything else by its own."""
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if image.mode == "F" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    elif image.mode != "F" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    scaled = (values - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def preprocess_mask(mask: Image.Image, size: int) -> np.ndarray:

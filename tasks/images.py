@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from models.preprocess import as_viewed
+from models.viewing import as_viewed
 from tasks.errors import InputError
 from tasks.store import read_uri
 

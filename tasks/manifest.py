@@ -7,10 +7,12 @@ own, whose slices are the shards of scoring; what changed about known ones (a la
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -20,16 +22,17 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import InputError
 from tasks.images import Header, UnreadableImage, read_header, read_mask
-from tasks.layouts import Entry, read_layout, read_version
+from tasks.known import DELETED, HEADER, Known, read_known
+from tasks.layouts import Entry, read_version, stream_layout
 from tasks.progress import advance, progress
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
-from tasks.tables import MANIFEST, read_parquet, to_parquet, to_table
+from tasks.tables import MANIFEST, ROW_GROUP, read_parquet, to_parquet, to_table
 
-DELETED = "deleted"
 READERS = 16  # concurrent reads of image headers
+BLOCK = 1024  # rows that are compared with the manifest at a time
+PART_ROWS = 128 * ROW_GROUP
 FACTS_PART = "-facts"
-FACTS = ("etag", "class_name", "split", "defect_type", "label", "mask_uri")  # a change of one makes a new row
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def to_row(entry: Entry) -> dict[str, Any]:
 def ingest_source(store: str, collection: str, source: str, layout: str, probe: bool) -> IngestSummary:
     """List a source in a layout and write what is new, changed or gone to the manifest."""
     check_name(collection)
-    uri, entries = read_layout(source, layout, collection)
+    uri, entries = stream_layout(source, layout, collection)
     return update_manifest(Store(store), collection, uri, entries, probe)
 
 
@@ -142,69 +145,108 @@ def update_manifest(
     store: Store,
     collection: str,
     source: str,
-    entries: list[Entry],
+    entries: Iterable[Entry],
     probe: bool = False,
 ) -> IngestSummary:
-    """Write one part with what is new, changed or gone since the last snapshot; nothing where nothing did.
+    """Write what is new, changed or gone since the last snapshot, in parts of at most PART_ROWS; nothing where nothing did.
 
     Images are opened (status `ok`, or why not) where they have a mask, whose size has to agree, and with `probe` all that
-    never were.
+    never were. In memory are one part, tasks.known of the parts before, and what the layout holds of the listing.
     """
     parts = list_parts(store, collection)
-    tables = [read_part(store, collection, part) for part in parts]
-    known, seen = current_rows(tables), {image for table in tables for image in table["image_id"].to_pylist()}
-    before = {row["uri"]: row for row in records(known)}
-    rows = [with_known_header(row, before.get(row["uri"])) for row in map(to_row, entries)]
-    fresh = [row for row in rows if changed(row, before.get(row["uri"]))]
-    unopened = [row for row in rows if probe and row["status"] == "listed" and not changed(row, before.get(row["uri"]))]
-    gone = gone_rows(before, {row["uri"] for row in rows}, source)
-    with progress("ingest", len(fresh) + len(unopened)), ThreadPoolExecutor(READERS) as pool:
-        probed = []
-        for row in pool.map(lambda row: probe_row(row) if probe or row["mask_uri"] else row, fresh + unopened):
-            probed.append(row)
-            advance()
-    facts = [row for row in probed if row["image_id"] in seen] + gone
-    for kind, part_rows in (("", [row for row in probed if row["image_id"] not in seen]), (FACTS_PART, facts)):
-        if part_rows:
-            parts = (*parts, write_part(store, collection, part_rows, len(parts), kind))
-    new = sum(row["uri"] not in before for row in fresh)
-    return IngestSummary(
-        collection=collection,
-        source=source,
-        listed=len(rows),
-        new=new,
-        changed=len(fresh) - new,
-        unchanged=len(rows) - len(fresh),
-        deleted=len(gone),
-        unreadable=sum(row["status"] not in ("listed", "ok") for row in probed),
-        labelled=sum(row["label"] is not None for row in rows),
-        digest=digest_of(parts),
-    )
+    known = read_known(store, manifest_folder(collection), parts)
+    writer, counts = PartWriter(store, collection, parts), Counter[str]()
+    with progress("ingest", None), ThreadPoolExecutor(READERS) as pool:
+        for rows in in_blocks(map(to_row, entries), BLOCK):
+            fresh = list(fresh_rows(known, rows, probe, counts))
+            opened = open_rows(pool, [row for _, row in fresh], probe)
+            for (kind, _), row in zip(fresh, opened, strict=True):
+                counts["unreadable"] += row["status"] not in ("listed", "ok")
+                writer.add(kind, row)
+            advance(len(rows))
+    for row in known.unlisted(source.rstrip("/") + "/"):
+        counts["deleted"] += 1
+        writer.add(FACTS_PART, row | {"status": DELETED})
+    writer.finish()
+    totals = {
+        name: counts[name] for name in ("listed", "new", "changed", "unchanged", "deleted", "unreadable", "labelled")
+    }
+    return IngestSummary(collection=collection, source=source, digest=digest_of(writer.parts), **totals)
 
 
-def changed(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
-    return before is None or any(row[fact] != before[fact] for fact in FACTS)
+def fresh_rows(
+    known: Known, rows: Sequence[dict[str, Any]], probe: bool, counts: "Counter[str]"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows that are to be written, each with the kind of its part: new and changed ones, with probe all never opened."""
+    counts["listed"] += len(rows)
+    for row, before in zip(rows, known.compare(rows), strict=True):
+        counts["labelled"] += row["label"] is not None
+        kind = FACTS_PART if before.seen else ""
+        if before.number is None:
+            counts["new"] += 1
+            yield kind, row
+        elif not before.same:
+            counts["changed"] += 1
+            yield kind, with_known_header(row, known.header(before.number)) if before.opened else row
+        else:
+            counts["unchanged"] += 1
+            if probe and not before.opened:
+                yield kind, row
 
 
-def with_known_header(row: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+def with_known_header(row: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """The row with what an earlier ingest found when it opened the same object version."""
-    if before is None or before["image_id"] != row["image_id"]:
+    if before["image_id"] != row["image_id"]:
         return row
-    return row | {name: before[name] for name in ("width", "height", "mode", "status", "status_detail")}
+    return row | {name: before[name] for name in HEADER}
 
 
-def gone_rows(before: Mapping[str, dict[str, Any]], listed: set[str], source: str) -> list[dict[str, Any]]:
-    """A row of status `deleted` for each known object of this source that is no longer listed."""
-    prefix = source.rstrip("/") + "/"
-    return [row | {"status": DELETED} for uri, row in before.items() if uri.startswith(prefix) and uri not in listed]
+def in_blocks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    rows = iter(rows)
+    while block := list(islice(rows, size)):
+        yield block
 
 
-def write_part(store: Store, collection: str, rows: list[dict[str, Any]], number: int, kind: str) -> str:
-    data = to_parquet(to_table(rows, MANIFEST))
-    digest = hashlib.sha256(data).hexdigest()[:12]
-    part = f"dt={datetime.now(UTC).date()}/part-{number:05d}-{digest}{kind}.parquet"
-    store.write(data, *manifest_folder(collection), part)
-    return part
+class PartWriter:
+    """Collects rows and writes them as parts, of new object versions and of facts; `parts` are all of the manifest."""
+
+    def __init__(self, store: Store, collection: str, parts: tuple[str, ...]) -> None:
+        self.store, self.collection, self.parts = store, collection, parts
+        self.rows: dict[str, list[dict[str, Any]]] = {"": [], FACTS_PART: []}
+        self.tables: dict[str, list[pa.Table]] = {"": [], FACTS_PART: []}
+
+    def add(self, kind: str, row: dict[str, Any]) -> None:
+        self.rows[kind].append(row)
+        if len(self.rows[kind]) == ROW_GROUP:
+            self.pack(kind)
+            if len(self.tables[kind]) * ROW_GROUP == PART_ROWS:
+                self.write(kind)
+
+    def pack(self, kind: str) -> None:
+        """Rows as a table take a tenth of the memory."""
+        self.tables[kind].append(to_table(self.rows[kind], MANIFEST))
+        self.rows[kind].clear()
+
+    def finish(self) -> None:
+        for kind in self.rows:
+            self.pack(kind)
+            self.write(kind)
+
+    def write(self, kind: str) -> None:
+        table = pa.concat_tables(self.tables[kind])
+        self.tables[kind].clear()
+        if len(table):
+            data = to_parquet(table)
+            name = f"part-{len(self.parts):05d}-{hashlib.sha256(data).hexdigest()[:12]}{kind}.parquet"
+            self.parts = (*self.parts, f"dt={datetime.now(UTC).date()}/{name}")
+            self.store.write(data, *manifest_folder(self.collection), self.parts[-1])
+
+
+def open_rows(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], probe: bool) -> Iterable[dict[str, Any]]:
+    """The rows; those with a mask, with `probe` all, with what opening their images says."""
+    if not probe and not any(row["mask_uri"] for row in rows):
+        return rows
+    return pool.map(lambda row: probe_row(row) if probe or row["mask_uri"] else row, rows)
 
 
 def probe_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,10 @@ def watched() -> bool:
 class Progress:
     """Counts work that threads do; `advance` is safe to call from any of them."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
         terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=True,
-                        mininterval=0.2 if terminal else 10.0, disable=not total)  # fmt: skip
+                        mininterval=0.2 if terminal else 10.0, disable=total == 0)  # fmt: skip
         self.lock, self.total, self.reported = threading.Lock(), total, time.monotonic()
         self.artifact = self.create_artifact(what)
 
@@ -59,8 +59,8 @@ _current: list[Progress] = []
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str = "images") -> Iterator[Progress]:
-    """Make this the bar that `advance` moves; steps that run inside know nothing else of it."""
+def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Progress]:
+    """Make this the bar that `advance` moves; steps that run inside know nothing else of it. Without a total it counts."""
     bar = Progress(what, total, unit)
     _current.append(bar)
     try:

@@ -18,7 +18,8 @@ from tasks.errors import InputError
 
 CACHE = Path.home() / ".cache" / "anomalyclip"  # what this machine keeps beside a store that is remote
 S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 8}, "connect_timeout": 10, "read_timeout": 30}
+    "config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 8}, "connect_timeout": 10, "read_timeout": 30},
+    "use_listings_cache": False,  # others write, too, and what is kept of a bucket of millions fills the memory
 }
 
 

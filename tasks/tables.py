@@ -1,7 +1,7 @@
 """Schemas of the tables, and Parquet in and out of the store."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from tasks.store import Store
 
 ROW_GROUP = 1024  # rows: what a reader of some rows of a part has to read
+BATCH = 16 * ROW_GROUP
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 MANIFEST = pa.schema(
@@ -95,6 +96,12 @@ def read_rows(store: Store, start: int, stop: int, *parts: str, columns: list[st
                 groups.append(group)
             before += rows
         return reader.read_row_groups(groups, columns).slice(start - first, stop - start)
+
+
+def iter_parquet(store: Store, *parts: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of one Parquet file in batches of at most BATCH, read as they are asked for."""
+    with open_part(store, *parts) as file:
+        yield from pq.ParquetFile(file, pre_buffer=True).iter_batches(BATCH, columns=columns)
 
 
 def count_rows(store: Store, *parts: str) -> int:

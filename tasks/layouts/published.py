@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tasks.errors import InputError
-from tasks.layouts.source import NORMAL_NAMES, Entry, Source, StoredObject, list_source
+from tasks.layouts.source import NORMAL_NAMES, Entry, Source, StoredObject, open_source
 
 ANYWHERE = ("", r"(?P<root>.+?/)")  # the source is the set's own folder, else some folder above it
 MASK_SUFFIXES = ("_mask", "_label", "_gt", "_segmentation")  # behind the image's name, in any of the usual cases
@@ -74,7 +74,7 @@ class DataSet:
 
 def read_dataset(dataset: DataSet, uri: str, _collection: str) -> tuple[str, list[Entry]]:
     """Raises InputError for a mask without an image, an anomalous image without a mask, and two masks of one name."""
-    source = list_source(uri)
+    source = open_source(uri)
     for form in dataset.forms:
         for root in ANYWHERE:
             if images := list(find(source, root + form.images)):

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -11,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import InputError
 from tasks.images import SUFFIXES, UnreadableImage
+from tasks.layouts.listing import list_objects
 from tasks.store import open_filesystem
 
 NORMAL_NAMES = frozenset({"good", "normal", "ok"})
@@ -41,50 +44,58 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """A listed folder or bucket prefix: objects by name, and what the source itself is called."""
+    """A folder or bucket prefix, and what it is called.
 
-    uri: str
-    name: str
-    objects: Mapping[str, StoredObject]
+    Iterating over it lists it anew, object by object; `objects` holds the whole listing, which takes about a kilobyte an
+    object: it is for the layouts that pair images with masks or with the rows of a table.
+    """
+
+    filesystem: Any
+    root: str
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.root).name
+
+    @cached_property
+    def uri(self) -> str:
+        return str(self.filesystem.unstrip_protocol(self.root))
+
+    def __iter__(self) -> Iterator[StoredObject]:
+        """Raises InputError where the source does not exist or may not be listed."""
+        above, empty = f"{self.uri.rstrip('/')}/", True
+        try:
+            for name, info in list_objects(self.filesystem, self.root):
+                empty = False
+                yield stored_object(self.filesystem, in_utf8(name), above, info)
+        except PermissionError as error:
+            raise InputError(f"the source {self.uri!r} may not be listed: {error}") from error
+        except FileNotFoundError:
+            pass  # S3 says so of a bucket
+        if empty and not self.filesystem.exists(self.root):
+            raise InputError(f"the source {self.uri!r} does not exist")
+
+    @cached_property
+    def objects(self) -> Mapping[str, StoredObject]:
+        """All objects by name, in the order of names."""
+        return {found.name: found for found in sorted(self, key=attrgetter("name"))}
 
     def images(self) -> Iterator[StoredObject]:
-        return (found for name, found in self.objects.items() if has_suffix(name, SUFFIXES))
+        return (found for found in self.objects.values() if is_image(found))
+
+
+def is_image(found: StoredObject) -> bool:
+    return has_suffix(found.name, SUFFIXES)
 
 
 def has_suffix(name: str, suffixes: Sequence[str] | frozenset[str]) -> bool:
     return PurePosixPath(name).suffix.lower() in suffixes
 
 
-def list_source(uri: str) -> Source:
-    """All objects below a folder or prefix, hidden ones left out; raises InputError where there is nothing."""
+def open_source(uri: str) -> Source:
     filesystem, root = open_filesystem(uri)
-    root = root.rstrip("/")
     filesystem.invalidate_cache()
-    try:
-        listing: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        listing = {}
-    except PermissionError as error:
-        raise InputError(f"the source {uri!r} may not be listed: {error}") from error
-    if not listing and not filesystem.exists(root):
-        raise InputError(f"the source {uri!r} does not exist")
-    objects = {}
-    for path in sorted(listing):
-        name, info = in_utf8(path[len(root) + 1 :]), followed(filesystem, listing[path])
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if name and not hidden and info["type"] in ("file", "link"):
-            objects[name] = stored_object(filesystem, name, info)
-    return Source(str(filesystem.unstrip_protocol(root)), PurePosixPath(root).name, objects)
-
-
-def followed(filesystem: Any, info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The listing of a local link has a time of its own; what counts is the file behind it, where there is one."""
-    if not (isinstance(filesystem, LocalFileSystem) and info["islink"]):
-        return info
-    try:
-        return dict(filesystem.info(info["name"]))
-    except OSError:
-        return {**info, "type": "link"}  # broken: scoring finds it missing
+    return Source(filesystem, root.rstrip("/"))
 
 
 def in_utf8(name: str) -> str:
@@ -92,17 +103,12 @@ def in_utf8(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def stored_object(filesystem: Any, name: str, info: Mapping[str, Any]) -> StoredObject:
+def stored_object(filesystem: Any, name: str, above: str, info: Mapping[str, Any]) -> StoredObject:
     modified = info.get("LastModified") or info.get("last_modified") or info.get("mtime") or info.get("created")
     if isinstance(modified, int | float):
         modified = datetime.fromtimestamp(modified, UTC)
-    return StoredObject(
-        name,
-        in_utf8(str(filesystem.unstrip_protocol(info["name"]))),
-        etag_of(filesystem, info),
-        int(info["size"] or 0),
-        modified,
-    )
+    size = int(info.get("Size") or info.get("size") or 0)
+    return StoredObject(name, above + name, etag_of(filesystem, info), size, modified)
 
 
 def etag_of(filesystem: Any, info: Mapping[str, Any]) -> str:

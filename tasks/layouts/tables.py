@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tasks.errors import InputError
-from tasks.layouts.source import NORMAL_NAMES, Entry, Source, StoredObject, has_suffix, list_source
+from tasks.layouts.source import NORMAL_NAMES, Entry, Source, StoredObject, has_suffix, open_source
 from tasks.store import open_filesystem, read_uri
 
 # --- the layout `labels` ----------------------------------------------------------------------------------------------
@@ -16,7 +16,7 @@ from tasks.store import open_filesystem, read_uri
 
 def labels(uri: str, collection: str) -> tuple[str, list[Entry]]:
     folder, name = split_labels_uri(uri)
-    source = list_source(folder)
+    source = open_source(folder)
     if name and name not in source.objects:
         raise InputError(f"the labels file {uri!r} does not exist")
     candidates = [name] if name else [n for n in ("labels.csv", "labels.json") if n in source.objects]
@@ -107,7 +107,7 @@ def meta(uri: str, collection: str) -> tuple[str, list[Entry]]:
     Paths are relative to the file's folder or absolute and below it. An empty mask_path is no ground truth.
     """
     folder, name = split_labels_uri(uri)
-    source, name = list_source(folder), name or "meta.json"
+    source, name = open_source(folder), name or "meta.json"
     if name not in source.objects:
         raise InputError(f"the source {folder!r} has no {name!r}")
     entries: dict[str, Entry] = {}

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from models.preprocess import MEAN, STD, as_viewed, binary_mask, preprocess, preprocess_mask
+from models.preprocess import MEAN, STD, binary_mask, preprocess, preprocess_mask
+from models.viewing import as_viewed
 
 SIZE = 70
 RNG = np.random.default_rng(0)

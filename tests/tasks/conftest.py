@@ -11,7 +11,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import s3fs
 from mlflow import MlflowClient
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from models import Detector
@@ -71,6 +74,26 @@ def memory() -> Iterator[str]:
     filesystem = fsspec.filesystem("memory")
     if filesystem.exists("/tests"):
         filesystem.rm("/tests", recursive=True)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
+    """An S3 server in this process, with an empty bucket `photos`."""
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    filesystem = s3fs.S3FileSystem()
+    filesystem.call_s3("create_bucket", Bucket="photos")
+    yield filesystem
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3_backends.reset()
+    server.stop()
 
 
 @pytest.fixture

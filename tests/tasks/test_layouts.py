@@ -2,13 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from tasks.errors import InputError
 from tasks.images import UnreadableImage
@@ -219,24 +217,6 @@ def test_an_object_of_a_bucket_that_was_replaced_by_one_of_its_size_is_told_from
     bucket.write(b"other", "a.png")
     with pytest.raises(UnreadableImage, match="changed"):
         read(entry.object)
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    filesystem = s3fs.S3FileSystem()
-    filesystem.call_s3("create_bucket", Bucket="photos")
-    yield filesystem
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_on_s3_an_etag_names_the_version_whether_it_is_an_md5_or_not(s3: s3fs.S3FileSystem) -> None:

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tasks import manifest
 from tasks.errors import InputError
-from tasks.manifest import digest_of, ingest_source, list_parts, read_manifest, read_part, records
+from tasks.manifest import PartWriter, digest_of, ingest_source, list_parts, read_manifest, read_part, records
 from tasks.store import Store
 from tests.tasks.conftest import photo, write_photos
 
@@ -110,16 +109,16 @@ def test_two_ingests_at_once_lose_nothing_and_list_nothing_twice(store: Store, s
 
 def test_two_ingests_of_different_moments_at_once_lose_nothing(store: Store, source: Path, monkeypatch) -> None:
     """The first has read the manifest, and writes only after the second, which sees more images, has written."""
-    real, once = manifest.gone_rows, []
+    real, once = PartWriter.finish, []
 
-    def meanwhile(*arguments):
+    def meanwhile(writer: PartWriter) -> None:
         if not once:
             once.append(True)
             write_photos(source / "good", range(10, 13))
             ingest(store, source)
-        return real(*arguments)
+        real(writer)
 
-    monkeypatch.setattr("tasks.manifest.gone_rows", meanwhile)
+    monkeypatch.setattr(PartWriter, "finish", meanwhile)
     ingest(store, source)
     rows = read_manifest(store, "parts").rows
     assert len(rows) == 9
