@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-stack stack stack-packages check bench bench-embedded bench-metrics pretrain clean
+.PHONY: help demo test test-stack stack stack-packages check bench bench-embedded bench-metrics bench-pipeline pretrain clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -48,6 +48,9 @@ bench-embedded: .venv/installed  ## Measure the embedded backbone on families an
 
 bench-metrics: .venv/installed  ## Measure the pixel metrics beside the published way
 	$(BIN)/python -m benchmarks.metrics --json bench-metrics.json
+
+bench-pipeline: .venv/installed  ## Measure ingest, storage, Prefect and Ray beside a bare loop, on a real S3 server
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.pipeline --json bench-pipeline.json
 
 pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing (about 1.5 hours)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain

@@ -49,8 +49,8 @@ def faults(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_a_server_that_fails_a_fifth_of_the_requests_changes_no_byte(anomalyclip: Command, buckets, scored, faults):
-    faults.share = 0.2
+def test_a_server_that_fails_a_quarter_of_the_requests_changes_no_byte(anomalyclip: Command, buckets, scored, faults):
+    faults.share = 0.25
     answer = anomalyclip("score", "--collection", "line", "--shard-size", "4")
     assert answer.code == 0, answer.err
     faults.share = 0.0

@@ -1,0 +1,338 @@
+"""What storage, Prefect and Ray cost around the model, from bucket to bucket.
+
+    python -m benchmarks.pipeline [--images 2000] [--keys 100000] [--json FILE]
+
+A Ceph gateway is started for it (Debian packages: `make stack-packages`), with its objects in memory, on the cores that
+everything else runs on.
+
+- ingest: `keys` empty objects in folders of 1,000, their listing by botocore's paginator beside the task of `ingest`, in
+  processes of their own.
+- score: drawn PNGs of 256 x 256 with the embedded backbone and a champion that is trained for it. The bare loop reads the
+  same files from the local disk, decodes, scores and writes nothing, one batch after the other, in one process. `score` is
+  the command; its seconds are those of its flow, the model's loading included, the start of Python and of Prefect's
+  ephemeral server not. Memory is the peak of its process, and with all its workers and servers.
+- requests: lines of the gateway's log. Beside one of each image and one of each mask there are those of the shards, and of
+  the run (manifest, list of what is done, bundle).
+- Prefect: tasks that do nothing, with the arguments and settings of a shard's.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import psutil
+
+from benchmarks.processes import in_its_own_process, peak_memory_gb
+from infra.gateway import gateway
+
+SIZE, DISTINCT = 256, 200  # pixels; images that are drawn: the others are of the same bytes under other names
+COLLECTION, STORE = "parts", "s3://results/store"
+EMPTY_TASKS = 200
+SHARD_SIZE = 256
+WAYS: dict[str, tuple[str, ...]] = {
+    "threads": (),
+    "threads, 2 shards at once": ("--workers", "2"),
+    "Ray, 1 worker": ("--runner", "ray"),
+    "Ray, 2 workers": ("--runner", "ray", "--workers", "2"),
+}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One way to score all images: seconds, images a second, GB at the peak, the server's requests by method."""
+
+    way: str
+    seconds: float
+    per_second: float
+    peak_gb: float
+    all_processes_gb: float
+    requests: dict[str, int]
+
+
+# --- ingest -----------------------------------------------------------------------------------------------------------
+
+
+def put_keys(keys: int) -> None:
+    """Objects of three bytes, which every listing takes for images."""
+    client = s3_client()
+    names = (f"{number // 1000:04d}/{number:07d}.png" for number in range(keys))
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(lambda name: client.put_object(Bucket="keys", Key=name, Body=b"png"), names):
+            pass
+
+
+def bare_listing() -> tuple[int, float]:
+    """Keys and seconds of a paged listing, no row made of them."""
+    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket="keys")
+    started = time.perf_counter()
+    count = sum(len(page.get("Contents", ())) for page in pages)
+    return count, time.perf_counter() - started
+
+
+def ingest_keys() -> tuple[int, float, float]:
+    """Keys, seconds and the process's peak in GB of the task of `ingest`, manifest written."""
+    from tasks.manifest import ingest_source
+
+    started = time.perf_counter()
+    summary = ingest_source.fn(STORE, "keys", "s3://keys", "flat", False)
+    return summary.listed, time.perf_counter() - started, peak_memory_gb()
+
+
+# --- score ------------------------------------------------------------------------------------------------------------
+
+
+def draw(folder: Path, images: int) -> None:
+    """Images in the layout `folders`, on local disk: every second one damaged."""
+    from PIL import Image
+
+    from models.embedded.generator import SPLIT, scene
+
+    families, drawn = SPLIT["auxiliary"], []
+    for number in range(min(images, DISTINCT)):
+        made = scene(families[number % len(families)], SIZE, number, n_damaged=1)
+        drawn.append(Image.fromarray(made.damaged[0] if number % 2 else made.normal))
+    for number in range(images):
+        path = folder / ("damaged" if number % 2 else "good") / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn[number % DISTINCT].save(path)
+
+
+def upload(folder: Path) -> None:
+    client = s3_client()
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(lambda path: put_file(client, folder, path), folder.rglob("*.png")):
+            pass
+
+
+def put_file(client: Any, folder: Path, path: Path) -> None:
+    client.put_object(Bucket="photos", Key=path.relative_to(folder).as_posix(), Body=path.read_bytes())
+
+
+def bare_loop(folder: Path) -> tuple[int, float, float]:
+    """Images, seconds with the model's loading, and the process's peak in GB."""
+    import numpy as np
+
+    from models.preprocess import to_square
+    from models.stream import batch_size_for, score_stream
+    from tasks.images import decode_image, viewed
+    from tasks.registry import CHAMPION_URI, open_detector, resolve_model
+    from tasks.store import Store
+
+    paths = sorted(folder.rglob("*.png"))
+    started = time.perf_counter()
+    store = Store(STORE)
+    detector = open_detector(store, resolve_model(store, CHAMPION_URI))
+    size, side = batch_size_for(detector), detector.config.image_size
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(paths), size):
+            read = (viewed(decode_image(path.read_bytes())) for path in paths[start : start + size])
+            yield np.stack([to_square(image, side) for image in read])
+
+    count = sum(len(scored.scores) for scored in score_stream(detector, batches()))
+    return count, time.perf_counter() - started, peak_memory_gb()
+
+
+def score(way: str, log: Path, *options: str) -> Scoring:
+    """All images by the command, after what an earlier way wrote is removed."""
+    forget_scores()
+    before = requests(log)
+    summary, peak, everything = command("score", "--collection", COLLECTION, *options)
+    time.sleep(1)  # the gateway's log
+    seen = requests(log) - before
+    return Scoring(
+        way, summary["seconds"], summary["scored"] / summary["seconds"], peak, everything, dict(sorted(seen.items()))
+    )
+
+
+def forget_scores() -> None:
+    client = s3_client()
+    for kind in ("scores", "maps", "masks"):
+        for key in written(client, kind):
+            client.delete_object(Bucket="results", Key=key)
+
+
+def written(client: Any, kind: str) -> list[str]:
+    folder = f"store/collections/{COLLECTION}/{kind}/"
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="results", Prefix=folder)
+    return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+
+# --- Prefect ----------------------------------------------------------------------------------------------------------
+
+
+def empty_tasks(count: int) -> float:
+    """Milliseconds a task that does nothing, run as the shards are."""
+    from prefect import flow, task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    from flows.score import wait_or_stop
+    from tasks.registry import CHAMPION_URI, resolve_model
+    from tasks.retries import DELAYS, JITTER, RETRIES, transient
+    from tasks.scoring import ScoredShard, Shard
+    from tasks.store import Store
+
+    @task(
+        task_run_name="{shard.name}", cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=DELAYS,
+        retry_jitter_factor=JITTER, retry_condition_fn=transient,
+    )  # fmt: skip
+    def nothing(store: str, collection: str, model: Any, shard: Shard, precision: str) -> ScoredShard:  # noqa: ARG001
+        return ScoredShard(shard.name, 0, {})
+
+    @flow
+    def shards() -> float:
+        job = {"store": STORE, "collection": COLLECTION, "model": resolve_model(Store(STORE), CHAMPION_URI)}
+        started = time.perf_counter()
+        with ThreadPoolTaskRunner(max_workers=1) as runner:
+            wait_or_stop([
+                runner.submit(nothing, job | {"precision": "fp32", "shard": Shard("part-00000.parquet", 256, i, 1)})
+                for i in range(count)
+            ])  # fmt: skip
+        return 1000 * (time.perf_counter() - started) / count
+
+    return float(shards())
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> tuple[dict[str, Any], float, float]:
+    """What `anomalyclip … --json` says, the peak in GB of its process, and of it with all that it started."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    peaks = [0.0, 0.0]
+    watcher = threading.Thread(target=watch_memory, args=(process, peaks))
+    watcher.start()
+    out, err = process.communicate()
+    watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed: {err.decode()[-2000:]}")
+    return json.loads(out), peaks[0], peaks[1]
+
+
+def watch_memory(process: "subprocess.Popen[bytes]", peaks: list[float]) -> None:
+    """Resident memory of the process, and the sum with its children, whose shared pages are counted once each."""
+    while process.poll() is None:
+        try:
+            parent = psutil.Process(process.pid)
+            own = parent.memory_info().rss
+            children = sum(child.memory_info().rss for child in parent.children(recursive=True))
+        except psutil.Error:
+            continue  # one of them has just ended
+        peaks[:] = max(peaks[0], own / 1e9), max(peaks[1], (own + children) / 1e9)
+        time.sleep(0.1)
+
+
+REQUEST = re.compile(r'"(GET|PUT|HEAD|POST|DELETE) (/\S*)')
+
+
+def requests(log: Path) -> Counter[str]:
+    """All that the gateway has answered so far, by method."""
+    return Counter(found[1] for line in log.read_text(errors="replace").splitlines() if (found := REQUEST.search(line)))
+
+
+def s3_client() -> Any:
+    return botocore.session.get_session().create_client("s3", config=botocore.config.Config(max_pool_connections=16))
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables for this process and those that it starts."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def measure_ingest(keys: int) -> dict[str, float]:
+    print(f"putting {keys} keys", file=sys.stderr)
+    put_keys(keys)
+    listed, bare = bare_listing()
+    found, seconds, peak = in_its_own_process(ingest_keys)
+    assert listed == found == keys
+    return {"keys": keys, "bare_per_second": keys / bare, "ingest_per_second": keys / seconds, "ingest_peak_gb": peak}
+
+
+def measure_score(folder: Path, log: Path, images: int) -> tuple[list[Scoring], int]:
+    """The bare loop and every way of the command; and how many masks each of the latter wrote."""
+    print(f"drawing {images} images and training a champion", file=sys.stderr)
+    draw(folder, images)
+    upload(folder)
+    command("ingest", "s3://photos", "--collection", COLLECTION, "--layout", "folders")
+    command("demo", "--images", "20", "--cells", "1", "--epochs", "10")
+    count, seconds, peak = in_its_own_process(bare_loop, folder)
+    ways = [Scoring("bare loop, local disk, nothing written", seconds, count / seconds, peak, peak, {})]
+    for way, options in WAYS.items():
+        print(way, file=sys.stderr)
+        ways.append(score(way, log, *options))
+        assert len(written(s3_client(), "scores")) == -(-images // SHARD_SIZE)
+    return ways, len(written(s3_client(), "masks"))
+
+
+def show(found: dict[str, Any]) -> None:
+    ingest, ways = found["ingest"], [Scoring(**way) for way in found["score"]]
+    share = ingest["ingest_per_second"] / ingest["bare_per_second"]
+    print(
+        f"ingest: {ingest['keys']} keys, bare listing {ingest['bare_per_second']:.0f}/s, "
+        f"ingest {ingest['ingest_per_second']:.0f}/s ({share:.2f}), peak {1000 * ingest['ingest_peak_gb']:.0f} MB"
+    )
+    print(f"score: {found['images']} images, {found['masks']} masks, {found['shards']} shards")
+    print("| way | seconds | images/s | of the bare loop | GB | GB with all it started | requests |")
+    print("|---|---|---|---|---|---|---|")
+    for way in ways:
+        told = ", ".join(f"{count} {method}" for method, count in way.requests.items()) or "–"
+        print(
+            f"| {way.way} | {way.seconds:.1f} | {way.per_second:.1f} | {way.per_second / ways[0].per_second:.2f} "
+            f"| {way.peak_gb:.2f} | {way.all_processes_gb:.2f} | {told} |"
+        )
+    print(f"Prefect: {found['prefect_ms']:.1f} ms a shard")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as name, gateway(Path(name) / "s3") as s3:
+        folder = Path(name)
+        local = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PREFECT_HOME": str(folder / "prefect"),
+                 "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}  # fmt: skip
+        with chdir(folder), environment(s3.environment | local | {"ANOMALYCLIP_STORE": STORE}):  # MLflow writes there
+            s3.make_buckets("keys", "photos", "results")
+            found: dict[str, Any] = {"ingest": measure_ingest(arguments.keys)}
+            ways, masks = measure_score(folder / "images", folder / "s3/client.rgw.log", arguments.images)
+            found |= {"images": arguments.images, "masks": masks, "shards": -(-arguments.images // SHARD_SIZE)}
+            found |= {
+                "score": [asdict(way) for way in ways],
+                "prefect_ms": in_its_own_process(empty_tasks, EMPTY_TASKS),
+            }
+    show(found)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
