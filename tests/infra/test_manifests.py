@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
+import kubernetes_validate
 import pytest
 import s3fs
 import yaml
@@ -148,7 +150,87 @@ def test_the_worker_is_told_what_the_code_reads():
         environment["ANOMALYCLIP_STORE"],
         COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_ARTIFACTS_DESTINATION"],
     ):
-        assert f"'{uri.removeprefix('s3://')}'" in buckets
+        assert f"'{uri.removeprefix('s3://').partition('/')[0]}'" in buckets
+
+
+# --- Kubernetes -------------------------------------------------------------------------------------------------------
+
+
+KUBERNETES = INFRA / "kubernetes"
+RESOURCES = {
+    f"{path.parent.name}/{path.name}": yaml.safe_load(path.read_text(encoding="utf-8"))
+    for path in sorted(KUBERNETES.glob("*/*.yaml"))
+    if path.name not in ("kustomization.yaml", "images.yaml")
+}
+
+
+def pods(resource: dict[str, Any]) -> list[dict[str, Any]]:
+    """Templates of the pods that come of a resource."""
+    spec = resource.get("spec", {})
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]] if "headGroupSpec" in spec else [spec]
+    return [group["template"] for group in groups if "template" in group]
+
+
+@pytest.mark.parametrize("name", RESOURCES)
+def test_a_resource_is_one_that_kubernetes_takes(name: str):
+    resource = RESOURCES[name]
+    if resource["kind"] != "RayCluster":  # its own schema is KubeRay's, and not at hand
+        kubernetes_validate.validate(resource, "1.37", strict=True)
+    for pod in pods(resource):
+        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod"} | pod, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("name", [name for name in RESOURCES if pods(RESOURCES[name])])
+def test_a_pod_is_restricted_and_its_secrets_are_references(name: str):
+    for pod in pods(RESOURCES[name]):
+        spec = pod["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["runAsUser"] == int(dict(stages()["cpu"])["USER"])
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = spec["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"/tmp", "/home/anomalyclip"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+        assert "memory" in container["resources"]["requests"]
+        assert "memory" in container["resources"]["limits"]
+        assert all("secretKeyRef" in variable["valueFrom"] for variable in container.get("env", []))
+    assert not any(resource["kind"] == "Secret" for resource in RESOURCES.values())
+
+
+def test_ray_has_the_version_of_the_tests_and_a_gpu_for_each_worker():
+    cluster = RESOURCES["ray/cluster.yaml"]["spec"]
+    assert cluster["rayVersion"] == version("ray")
+    assert f"ray=={cluster['rayVersion']}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert cluster["authOptions"] == {"mode": "token"}
+    (container,) = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl, which renders kustomizations, is not installed")
+def test_the_kustomization_puts_images_settings_and_rays_address_everywhere():
+    done = subprocess.run(["kubectl", "kustomize", str(KUBERNETES / "ray")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    rendered = {(found["kind"], found["metadata"]["name"]): found for found in yaml.safe_load_all(done.stdout)}
+    assert {namespace for found in rendered.values() if (namespace := found["metadata"].get("namespace"))} == {
+        "anomalyclip"
+    }
+    (settings,) = [found for (kind, _), found in rendered.items() if kind == "ConfigMap"]
+    assert {"PREFECT_API_URL", "MLFLOW_TRACKING_URI", "ANOMALYCLIP_STORE"} <= set(settings["data"])
+    containers = [pod["spec"]["containers"][0] for found in rendered.values() for pod in pods(found)]
+    assert len(containers) == 4
+    assert all(re.fullmatch(r".+/anomalyclip-batch:0\.1\.0(-cuda)?", container["image"]) for container in containers)
+    names = {source["configMapRef"]["name"] for container in containers for source in container.get("envFrom", [])}
+    assert names == {settings["metadata"]["name"]}
+    (worker,) = rendered["Deployment", "worker"]["spec"]["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable for variable in worker["env"]}
+    cluster = RESOURCES["ray/cluster.yaml"]["metadata"]["name"]
+    assert environment["RAY_ADDRESS"]["value"] == f"ray://{cluster}-head-svc:10001"
+    assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == cluster
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
