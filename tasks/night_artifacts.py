@@ -10,14 +10,16 @@ import pandas as pd
 from models.detector import read_bundle_config
 from tasks.artifacts import as_text, publish_links, publish_markdown, publish_table
 from tasks.grids import read_grids
+from tasks.images import UnreadableImage
 from tasks.manifest import records
 from tasks.nights import Night, NightSummary
+from tasks.pictures import data_uri, image_and_heat
 from tasks.progress import watched
 from tasks.registry import ModelVersion, bundle_folder, mlflow_links
-from tasks.report import build_card
 from tasks.store import Store
 
 HIGHEST = 6  # images that are shown
+SIDE = 224  # pixels, their longer side
 
 
 def publish_night(store: Store, model: ModelVersion, night: Night, summary: NightSummary) -> None:
@@ -54,8 +56,12 @@ def highest_images(store: Store, collection: str, model: ModelVersion, night: Ni
     grids = read_grids(store, collection, model, highest["image_id"], night.first_part)
     lines = ["| image | abnormal probability | score | decision | class | name |", "|---|---|---|---|---|---|"]
     for row in records(highest):
-        if card := build_card(row, grids, config):
-            name = as_text(row["uri"].rpartition("/")[2])
-            facts = (f"{row['score']:.3f}", row["decision"] or "–", as_text(row["class_name"]), name)
-            lines.append(f"| ![image]({card.image}) | ![heat map]({card.heat}) | {' | '.join(facts)} |")
+        try:
+            pictures = image_and_heat(row, grids[row["image_id"]], row["mask_uri_truth"], config, SIDE)
+        except UnreadableImage:
+            continue
+        image, heat = (data_uri(picture, quality=85) for picture in pictures)
+        name = as_text(row["uri"].rpartition("/")[2])
+        facts = (f"{row['score']:.3f}", row["decision"] or "–", as_text(row["class_name"]), name)
+        lines.append(f"| ![image]({image}) | ![heat map]({heat}) | {' | '.join(facts)} |")
     return "\n".join(lines) if len(lines) > 2 else "No image was scored."

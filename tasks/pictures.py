@@ -3,11 +3,14 @@
 Heat is on one absolute scale, the abnormal probability from 0 to 1: a quiet image stays dark.
 """
 
+import base64
+import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
@@ -25,28 +28,46 @@ def image_and_heat(
 
     Raises UnreadableImage where the image that was scored can no longer be read.
     """
-    image = viewed(decode_image(read_version(row))).convert("RGB")
+    image = read_image(row)
     image.thumbnail((side, side))
-    values = map_at(grid, image.height, image.width, config.image_size, config.sigma)
-    heat = overlay(image, values / len(config.feature_layers))
-    return image, outline(heat, read_mask(truth)) if truth else heat
+    heat = overlay(image, probability_at(grid, image.height, image.width, config))
+    return image, paste(heat, outline(read_mask(truth), image.size)) if truth else heat
 
 
-def overlay(image: Image.Image, probability: np.ndarray) -> Image.Image:
-    """Heat over a grey copy of the image; probability (H, W) in [0, 1] sets both colour and opacity."""
-    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
-    colours = colormaps["inferno"](np.clip(probability, 0, 1))[..., :3].astype(np.float32) * 255
-    alpha = np.clip(0.25 + 0.6 * probability, 0, 0.85)[..., None]
-    return Image.fromarray((grey * (1 - alpha) + colours * alpha).round().astype(np.uint8))
+def read_image(row: Mapping[str, Any]) -> Image.Image:
+    """The object version of a row (uri, etag) as RGB, as a viewer shows it; raises UnreadableImage."""
+    return viewed(decode_image(read_version(row))).convert("RGB")
 
 
-def outline(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """The image with the ground truth's outline in cyan."""
-    inside = Image.fromarray(binary_mask(mask)).resize(image.size, Image.Resampling.NEAREST)
-    region = np.asarray(inside)
-    pixels = np.array(image)
-    pixels[region & ~binary_erosion(region)] = (0, 230, 230)
-    return Image.fromarray(pixels)
+def probability_at(grid: np.ndarray, height: int, width: int, config: DetectorConfig) -> NDArray[np.float32]:
+    """The abnormal probability (height, width) in [0, 1], the mean over the feature layers."""
+    values = map_at(grid, height, width, config.image_size, config.sigma)
+    return np.divide(values, len(config.feature_layers), dtype=np.float32)
+
+
+def overlay(image: Image.Image, probability: NDArray[np.float32]) -> Image.Image:
+    """Heat over a grey copy of the image; probability (H, W) in [0, 1]."""
+    return paste(image.convert("L").convert("RGB"), heat_layer(probability))
+
+
+def heat_layer(probability: NDArray[np.float32]) -> Image.Image:
+    """RGBA: a probability (H, W) in [0, 1] sets both colour and opacity, the same in every image."""
+    colours = colormaps["inferno"](np.clip(probability, 0, 1))
+    colours[..., 3] = np.clip(0.25 + 0.6 * probability, 0, 0.85)
+    return Image.fromarray((colours * 255).round().astype(np.uint8), "RGBA")
+
+
+def outline(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """RGBA of this (width, height): the outline of the ground truth in cyan, all else transparent."""
+    region = np.asarray(Image.fromarray(binary_mask(mask)).resize(size, Image.Resampling.NEAREST))
+    pixels = np.zeros((*region.shape, 4), np.uint8)
+    pixels[region & ~binary_erosion(region)] = (0, 230, 230, 255)
+    return Image.fromarray(pixels, "RGBA")
+
+
+def paste(image: Image.Image, layer: Image.Image) -> Image.Image:
+    """An RGBA layer over an image of its size."""
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
@@ -55,3 +76,9 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     both.paste(left, (0, 0))
     both.paste(right, (left.width + 4, 0))
     return both
+
+
+def data_uri(image: Image.Image, format: str = "JPEG", **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,64 +1,71 @@
-"""The page that people look at: one self-contained HTML file with the highest and the lowest scores and their heat maps.
+"""The page that people look at: one self-contained HTML file over what a model has said of a collection.
 
-Names and labels are escaped by the template engine.
+Anomalous images come first, then the others by their score, then what cannot be read. The first ones and the last have a
+picture, with its heat, its regions and the ground truth as layers; the others are rows, of which the browser makes as many
+as are looked at. Heat is on one absolute scale. Names and labels are hostile: the template escapes them, the script takes
+them from JSON and writes text alone, and a content security policy lets nothing else run or load.
 """
 
 import base64
-import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, select_autoescape
+from markupsafe import Markup
 from matplotlib import colormaps
-from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models.detector import DetectorConfig, read_bundle_config
 from tasks.evaluation import ClassMetrics
 from tasks.grids import read_grids
-from tasks.images import UnreadableImage
+from tasks.images import UnreadableImage, read_mask
 from tasks.manifest import records
-from tasks.pictures import image_and_heat
+from tasks.pictures import data_uri, heat_layer, outline, probability_at, read_image
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.scored import read_scored
+from tasks.scored import common_folder, read_scored
 from tasks.store import Store
 
-THUMBNAIL = 224  # pixels, the longer side
-HIGHEST, LOWEST = 18, 6  # images shown of each collection
+HIGHEST, LOWEST = 96, 12  # images that have a picture, at most
+PICTURE, HEAT = 384, 96  # pixels, the longer side
+PICTURE_BYTES = 3_500_000  # of all pictures, at most: the page stays below 6 MB
+LISTED = 20_000  # images that the page names, at most
+READERS = 8  # threads that make pictures
+STATES = ("anomalous", "undecided", "normal", "unreadable")
 
 
 @dataclass(frozen=True)
-class Card:
-    """One image: pictures are data URIs; label is 0, 1 or None; kind names the defect where it is known."""
+class Picture:
+    """Layers as data URIs; width and height are the original image's; regions: x, y, w, h, area and peak in its pixels."""
 
-    name: str
-    uri: str
-    class_name: str
-    label: int | None
-    kind: str | None
-    score: float
-    regions: int
+    width: int
+    height: int
     image: str
     heat: str
+    truth: str | None
+    regions: list[tuple[float, ...]]
+
+    @property
+    def bytes(self) -> int:
+        return len(self.image) + len(self.heat) + len(self.truth or "")
 
 
 @dataclass(frozen=True)
-class Section:
-    """One collection of the page."""
+class ClassCounts:
+    """Images of a class by state; highest: its highest score, None where nothing has one."""
 
-    collection: str
-    model: str
+    class_name: str
     images: int
-    highest: list[Card]
-    lowest: list[Card]
-    unreadable: list[dict[str, Any]]
-    metrics: list[ClassMetrics] = field(default_factory=list)
+    states: dict[str, int]
+    highest: float | None
 
 
 @task(
@@ -81,52 +88,145 @@ def write_report(
     target = Store(store)
     with bundle_folder(target, model) as folder:
         config = read_bundle_config(folder)
-    sections = [build_section(target, name, model, config, found, first_part) for name, found in metrics.items()]
-    return target.write(render(title, sections, config, notice).encode(), "reports", run_id, "index.html")
+    rows = read_collections(target, list(metrics), model, first_part)
+    listed = rows.head(LISTED)
+    pictures = make_pictures(target, listed, model, config, first_part)
+    page = render(title, notice, run_id, model, config, rows, metrics, page_data(listed, pictures))
+    folder_of_page = ("collections", *metrics) if len(metrics) == 1 else ()
+    return target.write(page.encode(), *folder_of_page, "reports", run_id, "index.html")
 
 
-def render(title: str, sections: list[Section], config: DetectorConfig, notice: str) -> str:
-    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("tasks") / "report.html").read_text(encoding="utf-8"))
-    return template.render(title=title, notice=notice, sections=sections, config=config, scale=heat_scale())
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def build_section(
-    store: Store,
-    collection: str,
-    model: ModelVersion,
-    config: DetectorConfig,
-    metrics: list[ClassMetrics],
-    first_part: int = 0,
-) -> Section:
-    """The collection's scores by this model; pictures are made only of the images that are shown."""
-    rows = read_scored(store, collection, model, first_part)
-    scored = rows[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
-    highest, lowest = scored.head(HIGHEST), scored.tail(LOWEST)[::-1]
-    grids = read_grids(store, collection, model, [*highest["image_id"], *lowest["image_id"]], first_part)
-    shown = [card for row in records(highest) if (card := build_card(row, grids, config))]
-    quiet = [card for row in records(lowest) if (card := build_card(row, grids, config))]
-    unreadable = list(records(rows[rows["error_kind"].notna()][["uri", "error_kind", "error_detail"]]))
-    return Section(collection, model.partition, len(rows), shown, quiet, unreadable, metrics)
+def read_collections(store: Store, collections: list[str], model: ModelVersion, first_part: int) -> pd.DataFrame:
+    """Rows of tasks.scored in the order of the page, with `collection`, `state` and the `name` of their `group`."""
+    frames = [read_scored(store, name, model, first_part).assign(collection=name) for name in collections]
+    rows = pd.concat(frames, ignore_index=True)
+    decided = rows["decision"].fillna("undecided")
+    rows["state"] = pd.Categorical(decided.where(rows["error_kind"].isna(), "unreadable"), STATES)
+    rows["group"] = rows["class_name"] if len(collections) == 1 else rows["collection"] + " / " + rows["class_name"]
+    rank = rows["state"].map({"anomalous": 0, "unreadable": 2}).astype(float).fillna(1)
+    return rows.assign(rank=rank).sort_values(["rank", "score"], ascending=[True, False], kind="stable")
 
 
-def build_card(row: Mapping[str, Any], grids: Mapping[str, np.ndarray], config: DetectorConfig) -> Card | None:
-    """None where the image that was scored can no longer be read."""
+def count_classes(rows: pd.DataFrame) -> list[ClassCounts]:
+    """A row a class, those with the largest share of anomalous images first."""
+    counts = []
+    for name, group in rows.groupby("group"):
+        states = {state: int((group["state"] == state).sum()) for state in STATES}
+        highest = group["score"].max()
+        counts.append(ClassCounts(str(name), len(group), states, None if pd.isna(highest) else float(highest)))
+    return sorted(counts, key=lambda row: -row.states["anomalous"] / row.images)
+
+
+def make_pictures(
+    store: Store, rows: pd.DataFrame, model: ModelVersion, config: DetectorConfig, first_part: int
+) -> dict[int, Picture]:
+    """Pictures of the first and of the last scored rows by their place, as many as the page can hold."""
+    places = np.flatnonzero(rows["score"].notna())
+    wanted = list(dict.fromkeys([*places[:HIGHEST], *places[-LOWEST:]]))
+    shown = rows.iloc[wanted]
+    grids: dict[str, np.ndarray] = {}
+    for collection, same in shown.groupby("collection"):
+        grids |= read_grids(store, str(collection), model, same["image_id"], first_part)
+    with ThreadPoolExecutor(READERS) as pool:
+        made = pool.map(lambda row: make_picture(row, grids.get(row["image_id"]), config), records(shown))
+        return within(PICTURE_BYTES, zip(map(int, wanted), made, strict=True))
+
+
+def within(limit: int, pictures: Iterable[tuple[int, Picture | None]]) -> dict[int, Picture]:
+    kept: dict[int, Picture] = {}
+    for place, picture in pictures:
+        limit -= picture.bytes if picture else 0
+        if picture and limit >= 0:
+            kept[place] = picture
+    return kept
+
+
+def make_picture(row: Mapping[str, Any], grid: np.ndarray | None, config: DetectorConfig) -> Picture | None:
+    """None where the image that was scored can no longer be read, or its map was removed."""
+    if grid is None:
+        return None
     try:
-        image, heat = image_and_heat(row, grids[row["image_id"]], row["mask_uri_truth"], config, THUMBNAIL)
+        image = read_image(row)
     except UnreadableImage:
         return None
-    label = None if pd.isna(row["label"]) else int(row["label"])
-    return Card(
-        row["uri"].rpartition("/")[2], row["uri"], row["class_name"], label, row["defect_type"], row["score"],
-        0 if row["regions"] is None else len(row["regions"]), data_uri(image), data_uri(heat),
+    width, height = image.size
+    image.thumbnail((PICTURE, PICTURE))
+    shrink = min(1, HEAT / max(image.size))
+    rows, columns = (max(1, round(side * shrink)) for side in (image.height, image.width))
+    heat = heat_layer(probability_at(grid, rows, columns, config))
+    truth = outline(read_mask(row["mask_uri_truth"]), image.size) if row["mask_uri_truth"] else None
+    regions = [tuple(region[key] for key in ("x", "y", "w", "h", "area", "peak")) for region in row["regions"]]
+    return Picture(
+        width, height, data_uri(image, "WEBP", quality=80), data_uri(heat, "WEBP", quality=80),
+        data_uri(truth, "PNG", optimize=True) if truth else None, regions,
     )  # fmt: skip
 
 
-def data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page_data(rows: pd.DataFrame, pictures: Mapping[int, Picture]) -> dict[str, Any]:
+    """What the script reads: columns with a value a row, and the pictures by place."""
+    root = common_folder(rows["uri"]) if len(rows) else ""
+    groups = list(dict.fromkeys(rows["group"]))
+    peak_digits, number = 4, {name: place for place, name in enumerate(groups)}
+    columns: dict[str, list[Any]] = {
+        "name": [uri[len(root) :] for uri in rows["uri"]],
+        "group": [number[name] for name in rows["group"]],
+        "state": [STATES.index(state) for state in rows["state"]],
+        "regions": [0 if found is None else len(found) for found in rows["regions"]],
+        "label": [None if pd.isna(label) else int(label) for label in rows["label"]],
+    }
+    for column in ("score", "p_value", "threshold"):
+        columns[column] = [None if pd.isna(value) else round(float(value), peak_digits) for value in rows[column]]
+    for column in ("defect_type", "error_kind", "error_detail"):
+        columns[column] = [None if pd.isna(value) else value for value in rows[column]]
+    shown = {
+        place: {"size": [p.width, p.height], "image": p.image, "heat": p.heat, "truth": p.truth,
+                "regions": [[round(value, peak_digits) for value in region] for region in p.regions]}
+        for place, p in pictures.items()
+    }  # fmt: skip
+    return {"root": root, "groups": groups, "columns": columns, "pictures": shown}
+
+
+def render(
+    title: str,
+    notice: str,
+    run_id: str,
+    model: ModelVersion,
+    config: DetectorConfig,
+    rows: pd.DataFrame,
+    metrics: Mapping[str, list[ClassMetrics]],
+    data: Mapping[str, Any],
+) -> str:
+    style = read_file("report.css").replace("HEAT_SCALE", heat_scale())
+    script = read_file("report.js")
+    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(read_file("report.html")).render(
+        title=title, notice=notice, run_id=run_id, model=model, config=config, images=len(rows),
+        listed=len(data["columns"]["name"]), states=rows["state"].value_counts().to_dict(),
+        reasons=rows["error_kind"].value_counts().sort_index().to_dict(), classes=count_classes(rows),
+        metrics={name: found for name, found in metrics.items() if found}, style=Markup(style), script=Markup(script),
+        style_hash=content_hash(style), script_hash=content_hash(script), data=Markup(as_script_json(data)),
+    )  # fmt: skip
+
+
+def read_file(name: str) -> str:
+    return (files("tasks") / name).read_text(encoding="utf-8")
+
+
+def content_hash(text: str) -> str:
+    """The source expression that lets an inline element of this content pass a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def as_script_json(data: Any) -> str:
+    """JSON in ASCII that cannot end, or be taken for anything but, the element that it stands in."""
+    text = json.dumps(data, separators=(",", ":"))
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def heat_scale() -> str:

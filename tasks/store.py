@@ -1,5 +1,6 @@
 """The store: where everything lies, and reading and writing of whole objects over fsspec."""
 
+import mimetypes
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tasks.errors import InputError
 
 CACHE = Path.home() / ".cache" / "anomalyclip"  # what this machine keeps beside a store that is remote
+S3 = ("s3", "s3a")
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 8}, "connect_timeout": 10, "read_timeout": 30},
     "use_listings_cache": False,  # others write, too, and what is kept of a bucket of millions fills the memory
@@ -35,7 +37,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     URIs are not chained: `::` is a part of a name like any other.
     """
     protocol = split_protocol(uri)[0] or "file"
-    options = S3_OPTIONS if protocol in ("s3", "s3a") else {}
+    options = S3_OPTIONS if protocol in S3 else {}
     try:
         from_uri = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)  # what url_to_fs takes from it
         filesystem = fsspec.filesystem(protocol, **from_uri, **options)
@@ -83,7 +85,7 @@ class Store:
         """Write one object atomically; returns its URI. A reader sees the old object, the new one, or none."""
         path = self.path(*parts)
         if self.local_root is None:
-            self.fs.pipe_file(path, data)
+            self.fs.pipe_file(path, data, **self.content_type(path))
         else:
             write_file(Path(path), data)
         return self.uri_of(*parts)
@@ -97,6 +99,11 @@ class Store:
             with replacing(Path(path)) as partial:
                 shutil.copyfile(file, partial)
         return self.uri_of(*parts)
+
+    def content_type(self, path: str) -> dict[str, str]:
+        """What S3 is told of an object, so that a browser shows a page instead of saving it."""
+        guessed = mimetypes.guess_type(path)[0] if split_protocol(self.uri)[0] in S3 else None
+        return {"ContentType": guessed} if guessed else {}
 
     def check_writable(self) -> None:
         """InputError unless objects can be written: said before work starts, not at the end of its first hour."""

@@ -22,7 +22,8 @@ def test_a_bucket_is_ingested_trained_on_scored_and_evaluated(
     assert "nothing to score" in anomalyclip("score", "--collection", "line").out
     assert anomalyclip("evaluate", "--collection", "line", "--json").json["metrics"][0]["images"] == 9
     page = anomalyclip("report", "--collection", "line", "--json").json["report"]
-    assert page.startswith("s3://results/store/reports/")
+    assert page.startswith("s3://results/store/collections/line/reports/")
+    assert buckets.info(page)["ContentType"] == "text/html"
     assert buckets.cat(page).startswith(b"<!doctype html>")
     exported = anomalyclip("export", "--collection", "line", "--format", "coco", "--json").json
     assert exported["output"] == "s3://results/store/collections/line/exports/model=anomalyclip.v1/coco.json"

@@ -3,13 +3,30 @@
 import numpy as np
 from PIL import Image
 
-from tasks.pictures import overlay, side_by_side
+from tasks.pictures import heat_layer, outline, overlay, side_by_side
 
 
 def test_heat_is_on_one_absolute_scale() -> None:
     image = Image.new("RGB", (4, 4), (100, 100, 100))
     quiet, loud = (np.asarray(overlay(image, np.full((4, 4), p, np.float32))).mean() for p in (0.05, 0.9))
     assert quiet < 100 < loud
+
+
+def test_a_probability_has_one_colour_in_every_image() -> None:
+    low, high = np.linspace(0, 0.2, 5, dtype=np.float32)[None], np.linspace(0, 1, 21, dtype=np.float32)[None]
+    of_low, of_high = np.asarray(heat_layer(low)), np.asarray(heat_layer(high))
+    assert np.array_equal(of_low[0, -1], of_high[0, 4])
+    assert of_low[..., 3].max() < of_high[..., 3].max()
+
+
+def test_the_ground_truth_is_an_outline() -> None:
+    mask = Image.new("L", (60, 40))
+    mask.paste(255, (15, 10, 45, 30))
+    layer = np.asarray(outline(mask, (30, 20)))
+    assert set(map(tuple, layer.reshape(-1, 4))) == {(0, 0, 0, 0), (0, 230, 230, 255)}
+    rows, columns = np.nonzero(layer[..., 3])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 14, 7, 21)
+    assert not layer[6:14, 9:21].any()
 
 
 def test_both_images_are_whole_side_by_side() -> None:
