@@ -1,8 +1,9 @@
 """Score: every image of a collection that this model has not scored yet, shard by shard."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,12 +25,14 @@ from flows.parameters import (
 )
 from tasks.artifacts import publish_table
 from tasks.errors import InputError
-from tasks.manifest import read_manifest
+from tasks.manifest import digest_of, existing_parts
 from tasks.progress import progress, stopping
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.runs import new_run_id, write_run_record
 from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, ShardFailure, plan_shards, score_shard
 from tasks.store import Store, default_store
+
+WAITING = 4  # shards a worker that are submitted: each costs memory in Prefect until it is done
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def score(
     started, target = time.monotonic(), Store(store or default_store())
     score_shards = shard_scorer(runner, workers, worker_cpus, worker_gpus)
     target.check_writable()
-    manifest = read_manifest(target, collection)
+    parts = existing_parts(target, collection)
     version = resolve_model(target, model)
     shards, pending = plan_shards(target, collection, version.partition, shard_size)
     left = sum(shard.length for shard in pending)
@@ -89,7 +92,7 @@ def score(
         unreadable.update(shard.unreadable)
     summary = ScoreSummary(
         new_run_id(), collection, version.uri, images, scored, images - left, dict(unreadable), len(done),
-        failed, round(time.monotonic() - started, 2), manifest.digest,
+        failed, round(time.monotonic() - started, 2), digest_of(parts),
         target.uri_of("collections", collection, "scores", f"model={version.partition}"),
     )  # fmt: skip
     write_run_record(target, collection, "score", summary)
@@ -121,38 +124,42 @@ def shard_scorer(
 def score_in_threads(
     job: dict[str, Any], shards: list[Shard], workers: int
 ) -> tuple[list[ScoredShard], list[ShardFailure]]:
-    """A Prefect task a shard, `workers` at a time."""
+    """A Prefect task a shard, `workers` at a time; a few more wait, however many shards there are."""
     runner: ThreadPoolTaskRunner[ScoredShard] = ThreadPoolTaskRunner(max_workers=workers)
+    done, failed = list[ScoredShard](), list[ShardFailure]()
+    waiting = deque[tuple[Shard, PrefectFuture[ScoredShard]]]()
     try:
-        with runner:
-            futures = [runner.submit(score_shard, job | {"shard": shard}) for shard in shards]
-            wait_or_stop(futures)
+        with runner, stopped_on_error():
+            for shard in shards:
+                waiting.append((shard, runner.submit(score_shard, job | {"shard": shard})))
+                if len(waiting) >= WAITING * workers:
+                    collect(*waiting.popleft(), done, failed)
+            while waiting:
+                collect(*waiting.popleft(), done, failed)
     finally:
         stopping.clear()
-    return collect(shards, futures)
+    return done, failed
 
 
-def wait_or_stop(futures: Sequence[PrefectFuture[ScoredShard]]) -> None:
-    """Wait for all; where somebody interrupts that, tell the shards that are under way to stop."""
+@contextmanager
+def stopped_on_error() -> Iterator[None]:
+    """Where somebody interrupts the block, or it fails, tell the shards that are under way to stop."""
     try:
-        for future in futures:
-            future.wait()
+        yield
     except BaseException:
         stopping.set()
         raise
 
 
 def collect(
-    shards: Sequence[Shard], futures: Sequence[PrefectFuture[ScoredShard]]
-) -> tuple[list[ScoredShard], list[ShardFailure]]:
-    results = [future.state.result(raise_on_failure=False) for future in futures]
-    for result in results:
-        if isinstance(result, InputError):
-            raise result
-    done = [result for result in results if isinstance(result, ScoredShard)]
-    failed = [
-        ShardFailure(shard.name, f"{type(result).__name__}: {result}")
-        for shard, result in zip(shards, results, strict=True)
-        if isinstance(result, BaseException)
-    ]
-    return done, failed
+    shard: Shard, future: "PrefectFuture[ScoredShard]", done: list[ScoredShard], failed: list[ShardFailure]
+) -> None:
+    """Wait for a shard, and sort its result; raises InputError where its input is refused."""
+    future.wait()
+    result = future.state.result(raise_on_failure=False)
+    if isinstance(result, InputError):
+        raise result
+    if isinstance(result, ScoredShard):
+        done.append(result)
+    else:
+        failed.append(ShardFailure(shard.name, f"{type(result).__name__}: {result}"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,7 +19,7 @@ from models.conformal import conformal_threshold, smallest_reference
 from models.detector import DetectorConfig, read_bundle_config
 from models.maps import upsample
 from tasks.errors import InputError
-from tasks.manifest import digest_of, list_parts, read_manifest
+from tasks.manifest import digest_of, list_parts, stream_manifest
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.scoring import scores_folder
 from tasks.store import Store
@@ -98,8 +99,10 @@ def commit(store: Store, model: ModelVersion, thresholds: Thresholds, reference:
 
 def read_reference(store: Store, collection: str, model: ModelVersion, config: DetectorConfig) -> pd.DataFrame:
     """image_id, class_name, score and the highest value of the map, of all scored images not known to be anomalous."""
-    manifest = read_manifest(store, collection).rows
-    known_bad = set(manifest.loc[manifest["label"].eq(1).fillna(False), "image_id"])
+    labels = stream_manifest(store, collection, ["image_id", "label"])
+    known_bad = {
+        image for table in labels for image in table.filter(pc.equal(table["label"], 1))["image_id"].to_pylist()
+    }
     columns = ["image_id", "class_name", "score"]
     scores = read_parts(store, *scores_folder(collection, model.partition), schema=SCORES, columns=columns).to_pandas()
     scores = scores[scores["score"].notna() & ~scores["image_id"].isin(known_bad)].drop_duplicates("image_id")

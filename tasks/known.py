@@ -81,28 +81,68 @@ class Known:
 
 def read_known(store: Store, folder: tuple[str, ...], parts: tuple[str, ...]) -> Known:
     """The last row of each URI, of these parts of a manifest."""
-    starts, columns = [0], ([np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.uint8)])
-    images = [np.empty(0, np.uint64)]
+    lengths, uris, facts, states, images = [0], Column(np.int64), Column(np.int64), Column(np.uint8), Column(np.uint64)
     for part in parts:
-        starts.append(starts[-1])
+        lengths.append(0)
         for batch in iter_parquet(
             store, *folder, part, columns=list(dict.fromkeys(["uri", "image_id", "status", *FACTS]))
         ):
-            starts[-1] += len(batch)
             rows = batch.to_pylist()
-            columns[0].append(np.array([hash(row["uri"]) for row in rows], np.int64))
-            columns[1].append(np.array([facts_hash(row) for row in rows], np.int64))
-            columns[2].append(np.array([state_of(row["status"]) for row in rows], np.uint8))
-            images.append(np.array([int(row["image_id"], 16) for row in rows], np.uint64))
-    uris = np.concatenate(columns[0])
-    order = np.argsort(uris, kind="stable")
-    in_order = uris[order]
-    numbers = order[np.append(in_order[1:] != in_order[:-1], np.ones(min(1, len(uris)), bool))].astype(np.uint32)
-    del order, in_order
+            lengths[-1] += len(rows)
+            uris.add(hash(row["uri"]) for row in rows)
+            facts.add(facts_hash(row) for row in rows)
+            states.add(state_of(row["status"]) for row in rows)
+            images.add(int(row["image_id"], 16) for row in rows)
+    all_uris = uris.joined()
+    numbers = last_of_each(all_uris)
     return Known(
-        store, folder, parts, np.array(starts), uris[numbers], np.concatenate(columns[1])[numbers], numbers,
-        np.concatenate(columns[2])[numbers], np.zeros(len(numbers), bool), np.unique(np.concatenate(images)),
+        store, folder, parts, np.cumsum(lengths), all_uris[numbers], facts.joined()[numbers], numbers,
+        states.joined()[numbers], np.zeros(len(numbers), bool), np.unique(images.joined()),
     )  # fmt: skip
+
+
+def current_tables(
+    store: Store, folder: tuple[str, ...], parts: tuple[str, ...], columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """These columns of the current rows (one a URI, deleted ones left out), part by part; 9 bytes a row are held."""
+    uris, gone = Column(np.int64), Column(bool)
+    for part in parts:
+        for batch in iter_parquet(store, *folder, part, columns=["uri", "status"]):
+            uris.add(map(hash, batch["uri"].to_pylist()))
+            gone.add(status == DELETED for status in batch["status"].to_pylist())
+    current = ~gone.joined()
+    last = np.zeros(len(current), bool)
+    last[last_of_each(uris.joined())] = True
+    current &= last
+    start = 0
+    for part in parts:
+        table = read_parquet(store, *folder, part, columns=list(columns)).select(columns)
+        yield table.filter(pa.array(current[start : start + len(table)]))
+        start += len(table)
+
+
+class Column:
+    """Numbers that are added batch by batch."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype, self.arrays = dtype, [np.empty(0, dtype)]
+
+    def add(self, values: Iterable[Any]) -> None:
+        self.arrays.append(np.fromiter(values, self.dtype))
+
+    def joined(self) -> np.ndarray:
+        """All of them; they are not held here any longer."""
+        joined = np.concatenate(self.arrays)
+        self.arrays.clear()
+        return joined
+
+
+def last_of_each(values: np.ndarray) -> np.ndarray:
+    """Where each value is found last, in the order of the values, as uint32."""
+    order = np.argsort(values, kind="stable").astype(np.uint32)
+    is_last = np.ones(len(values), bool)
+    np.not_equal(values[order[1:]], values[order[:-1]], out=is_last[:-1])
+    return order[is_last]
 
 
 def facts_hash(row: Mapping[str, Any]) -> int:

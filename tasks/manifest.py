@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import InputError
 from tasks.images import Header, UnreadableImage, read_header, read_mask
-from tasks.known import DELETED, HEADER, Known, read_known
+from tasks.known import DELETED, HEADER, Known, current_tables, read_known
 from tasks.layouts import Entry, read_version, stream_layout
 from tasks.progress import advance, progress
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
@@ -73,14 +73,23 @@ def check_name(collection: str) -> str:
     return collection
 
 
-def read_manifest(store: Store, collection: str, columns: Iterable[str] = MANIFEST.names) -> Manifest:
+def read_manifest(store: Store, collection: str, columns: Sequence[str] = MANIFEST.names) -> Manifest:
     """The current snapshot, with these columns; raises InputError where nothing was ever ingested under this name."""
-    parts = list_parts(store, collection)
-    if not parts:
-        raise InputError(f"there is no collection {collection!r} in {store.uri!r}: run `anomalyclip ingest` first")
-    needed = list(dict.fromkeys([*columns, "uri", "status"]))
-    tables = (read_part(store, collection, part, needed) for part in parts)
-    return Manifest(collection, parts, digest_of(parts), current_rows(tables))
+    parts = existing_parts(store, collection)
+    tables = current_tables(store, manifest_folder(collection), parts, columns)
+    return Manifest(collection, parts, digest_of(parts), pa.concat_tables(tables).to_pandas(types_mapper=nullable))
+
+
+def stream_manifest(store: Store, collection: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of the current snapshot part by part; raises InputError as read_manifest does."""
+    return current_tables(store, manifest_folder(collection), existing_parts(store, collection), columns)
+
+
+def existing_parts(store: Store, collection: str) -> tuple[str, ...]:
+    """As list_parts; raises InputError where nothing was ever ingested under this name."""
+    if parts := list_parts(store, collection):
+        return parts
+    raise InputError(f"there is no collection {collection!r} in {store.uri!r}: run `anomalyclip ingest` first")
 
 
 def list_parts(store: Store, collection: str) -> tuple[str, ...]:
@@ -96,12 +105,6 @@ def read_part(store: Store, collection: str, part: str, columns: list[str] | Non
 def digest_of(parts: Iterable[str]) -> str:
     """Names the snapshot: the names of the parts hold the digests of their contents."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def current_rows(tables: Iterable[pa.Table]) -> pd.DataFrame:
-    frames: list[pd.DataFrame] = [table.to_pandas(types_mapper=nullable) for table in tables]
-    rows = pd.concat(frames or [MANIFEST.empty_table().to_pandas()]).drop_duplicates("uri", keep="last")
-    return rows[rows["status"] != DELETED].reset_index(drop=True)
 
 
 def nullable(arrow_type: pa.DataType) -> Any:

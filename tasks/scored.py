@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tasks.manifest import read_manifest, records
+from tasks.manifest import nullable, read_manifest, records, stream_manifest
 from tasks.registry import ModelVersion
 from tasks.scoring import part_number, scores_folder
 from tasks.store import Store
@@ -28,7 +29,9 @@ def read_scored(store: Store, collection: str, model: ModelVersion, first_part: 
             table = read_parquet(store, *folder, name, schema=SCORES)
             tables.append(table.append_column("part", pa.array([part] * len(table), pa.int64())))
     scores = pa.concat_tables(tables).to_pandas()
-    facts = read_manifest(store, collection).rows[FACTS]
+    ids = pa.array(scores["image_id"], pa.string())
+    known = [table.filter(pc.is_in(table["image_id"], ids)) for table in stream_manifest(store, collection, FACTS)]
+    facts = pa.concat_tables(known).to_pandas(types_mapper=nullable)
     return facts.merge(scores.drop_duplicates("image_id"), on="image_id", suffixes=("_truth", ""))
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from tasks.store import Store
 
 ROW_GROUP = 1024  # rows: what a reader of some rows of a part has to read
-BATCH = 16 * ROW_GROUP
+BATCH = 4 * ROW_GROUP
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 MANIFEST = pa.schema(
