@@ -5,7 +5,7 @@ import threading
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -44,14 +44,21 @@ class Header:
 
 def open_image(data: bytes) -> Image.Image:
     """The first frame, not decoded yet; raises UnreadableImage. More pixels than Pillow's bomb limit are `too_large`."""
-    if not data:
+    return open_file(io.BytesIO(data))
+
+
+def open_file(file: IO[bytes]) -> Image.Image:
+    """The same of a file at its beginning, of which no more is read than Pillow needs."""
+    begin = file.read(8)
+    if not begin:
         raise UnreadableImage("empty", "the object has no bytes")
+    file.seek(0)
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UnreadableImage("too_large", str(error)) from error
     except UnidentifiedImageError as error:
-        if data.startswith(SIGNATURES):
+        if begin.startswith(SIGNATURES):
             raise UnreadableImage("corrupt", "it begins like an image, but its header cannot be read") from error
         raise UnreadableImage("unsupported", "this is not an image in a known format") from error
     except Exception as error:  # a damaged header raises whatever its format's reader stumbles over
@@ -97,6 +104,25 @@ def read_header(data: bytes) -> Header:
         return Header(*viewed(image).size, image.mode)
 
 
+def peek_header(file: IO[bytes]) -> Header:
+    """What the header says, which may be less than what follows holds; raises UnreadableImage."""
+    image = open_file(file)
+    try:
+        return Header(*upright_size(image), image.mode)
+    except Exception as error:
+        raise UnreadableImage("corrupt", f"{type(error).__name__}: {error}") from error
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) as a viewer shows an image that need not be decoded.
+
+    The orientation of a PNG whose EXIF data follow its pixels is not seen: to look for it is to decode the image. Pillow
+    gives a TIFF's size upright.
+    """
+    turned = image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
+
+
 def count_pixels(data: bytes) -> int:
     width, height = open_image(data).size
     return width * height
@@ -104,9 +130,7 @@ def count_pixels(data: bytes) -> int:
 
 def size_as_viewed(data: bytes) -> tuple[int, int]:
     """(height, width) as a viewer shows the image, from its header; raises UnreadableImage where that is bad."""
-    image = open_image(data)
-    width, height = image.size
-    return (width, height) if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else (height, width)
+    return upright_size(open_image(data))[::-1]
 
 
 def read_mask(uri: str) -> Image.Image:

@@ -21,9 +21,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import InputError
-from tasks.images import Header, UnreadableImage, read_header, read_mask
+from tasks.images import Header, UnreadableImage, peek_header, read_header, read_mask
 from tasks.known import DELETED, HEADER, Known, current_tables, read_known
-from tasks.layouts import Entry, read_version, stream_layout
+from tasks.layouts import RANGE, Entry, open_version, read_version, stream_layout
 from tasks.progress import advance, progress
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
@@ -255,12 +255,20 @@ def open_rows(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], probe: b
 def probe_row(row: dict[str, Any]) -> dict[str, Any]:
     """The row with what opening its image says; raises InputError where a mask has another size than its image."""
     try:
-        header = read_header(read_version(row))
+        header = probe_header(row)
     except UnreadableImage as error:
         return row | {"status": error.kind, "status_detail": error.detail}
     if row["mask_uri"]:
         check_mask(row, header)
     return row | asdict(header) | {"status": "ok"}
+
+
+def probe_header(row: Mapping[str, Any]) -> Header:
+    """Of a small object, whose image is decoded, so that damage is found; of a larger one from its first bytes."""
+    if row["size"] <= RANGE:
+        return read_header(read_version(row))
+    with open_version(row) as file:
+        return peek_header(file)
 
 
 def check_mask(row: Mapping[str, Any], image: Header) -> None:

@@ -18,12 +18,12 @@ from tasks.errors import InputError
 from tasks.layouts.datasets import DATASETS, find_datasets
 from tasks.layouts.generic import flat, folders
 from tasks.layouts.published import DataSet, Form, read_dataset
-from tasks.layouts.source import Entry, Source, StoredObject, read_version
+from tasks.layouts.source import RANGE, Entry, Source, StoredObject, open_version, read_version
 from tasks.layouts.tables import labels, meta
 
 __all__ = [
-    "DATASETS", "LAYOUTS", "DataSet", "Entry", "Form", "Source", "StoredObject", "find_datasets", "read_layout",
-    "read_version", "stream_layout",
+    "DATASETS", "LAYOUTS", "RANGE", "DataSet", "Entry", "Form", "Source", "StoredObject", "find_datasets",
+    "open_version", "read_layout", "read_version", "stream_layout",
 ]  # fmt: skip
 
 LAYOUTS: dict[str, Callable[[str, str], tuple[str, Iterable[Entry]]]] = {

@@ -1,13 +1,15 @@
 """Objects of a folder or a bucket as its store lists them, and the bytes of the version that was listed."""
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import attrgetter
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -16,6 +18,7 @@ from tasks.images import SUFFIXES, UnreadableImage
 from tasks.layouts.listing import list_objects
 from tasks.store import open_filesystem
 
+RANGE = 65_536  # bytes: the least that is read of an object, and nearly always what its header is in
 NORMAL_NAMES = frozenset({"good", "normal", "ok"})
 
 
@@ -124,10 +127,32 @@ def etag_of(filesystem: Any, info: Mapping[str, Any]) -> str:
 def read_version(row: Mapping[str, Any]) -> bytes:
     """The bytes of the listed version; raises UnreadableImage where the object is gone or is another one by now."""
     filesystem, path = open_filesystem(row["uri"])
-    try:
+    with reasons(filesystem):
         data = bytes(filesystem.cat_file(path))
         if not is_version(filesystem, path, data, row["etag"]):
             raise UnreadableImage("changed", "the object is not the version that was listed")
+    return data
+
+
+@contextmanager
+def open_version(row: Mapping[str, Any]) -> Iterator[IO[bytes]]:
+    """The listed version as a file of which ranges are read as they are asked for; raises UnreadableImage likewise."""
+    filesystem, path = open_filesystem(row["uri"])
+    with reasons(filesystem):
+        if etag_of(filesystem, filesystem.info(path, refresh=True)) != row["etag"]:
+            raise UnreadableImage("changed", "the object is not the version that was listed")
+        ranges = Ranges(filesystem, path, int(row["size"]))
+        try:
+            yield io.BufferedReader(ranges, RANGE)
+        except UnreadableImage as error:
+            raise ranges.failure or error from None
+
+
+@contextmanager
+def reasons(filesystem: Any) -> Iterator[None]:
+    """Errors of the store that are about one object, as the reason why its image cannot be read."""
+    try:
+        yield
     except FileNotFoundError:
         raise UnreadableImage("missing", "the object vanished after it was listed") from None
     except IsADirectoryError:
@@ -136,7 +161,44 @@ def read_version(row: Mapping[str, Any]) -> bytes:
         if not isinstance(filesystem, LocalFileSystem):
             raise  # that is the credentials, not this object
         raise UnreadableImage("unreadable", str(error)) from error
-    return data
+
+
+class Ranges(io.RawIOBase):
+    """An object of a store, read by ranges. failure: what the store raised, which Pillow may take for a bad image."""
+
+    def __init__(self, filesystem: Any, path: str, size: int) -> None:
+        self.filesystem, self.path, self.size, self.position = filesystem, path, size, 0
+        self.failure: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.fetch(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self.fetch(self.size)
+
+    def fetch(self, length: int) -> bytes:
+        end = min(self.position + length, self.size)
+        if end <= self.position:
+            return b""
+        try:
+            data = bytes(self.filesystem.cat_file(self.path, start=self.position, end=end))
+        except Exception as error:
+            self.failure = error
+            raise
+        self.position += len(data)
+        return data
 
 
 def is_version(filesystem: Any, path: str, data: bytes, etag: str) -> bool:

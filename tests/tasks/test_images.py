@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tasks.errors import InputError
-from tasks.images import Header, UnreadableImage, decode_image, read_header, read_mask, viewed
+from tasks.images import Header, UnreadableImage, decode_image, peek_header, read_header, read_mask, viewed
 from tests.tasks.conftest import photo
 
 
@@ -71,6 +71,13 @@ def test_the_first_frame_of_many_is_taken() -> None:
 def test_a_header_has_the_size_that_a_viewer_shows() -> None:
     assert read_header(encoded(photo(), "JPEG", exif=orientation(6))) == Header(40, 60, "RGB")
     assert read_header(JPEG) == Header(60, 40, "RGB")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("number", [1, 3, 6, 8])
+def test_a_header_alone_says_what_the_decoded_image_is(kind: str, number: int) -> None:
+    data = encoded(photo(), kind, **({} if kind in ("GIF", "BMP") else {"exif": orientation(number)}))
+    assert peek_header(io.BytesIO(data)) == read_header(data)
 
 
 def test_damaged_exif_data_does_not_make_an_image_unreadable() -> None:

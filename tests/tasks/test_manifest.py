@@ -1,15 +1,20 @@
 """Manifests: their contract, and that they only ever record what is new, changed or gone."""
 
 import hashlib
+import io
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import s3fs
 from PIL import Image
 
+from tasks import manifest
 from tasks.errors import InputError
+from tasks.layouts import RANGE, read_layout
 from tasks.manifest import PartWriter, digest_of, ingest_source, list_parts, read_manifest, read_part, records
 from tasks.store import Store
 from tests.tasks.conftest import photo, write_photos
@@ -187,6 +192,59 @@ def test_probe_reads_headers_and_finds_what_is_unreadable(store: Store, source: 
     assert set(zip(rows.loc["ok", "width"], rows.loc["ok", "height"], rows.loc["ok", "mode"], strict=True)) == {
         (60, 40, "RGB")
     }
+
+
+def test_probe_reads_the_first_bytes_of_a_large_image_and_all_that_it_needs(store: Store, s3, monkeypatch) -> None:
+    """The tags of a compressed TIFF follow its pixels."""
+    large, read = photo(height=700, width=900), Counter[str]()
+    for name, options in {"a.png": {}, "b.jpg": {"quality": 100}, "c.tif": {"compression": "tiff_lzw"}}.items():
+        buffer = io.BytesIO()
+        large.save(buffer, Image.registered_extensions()[Path(name).suffix], **options)
+        s3.pipe_file(f"photos/{name}", buffer.getvalue())
+    s3.pipe_file("photos/d.png", b"a note " * 20_000)
+    real = s3fs.S3FileSystem.cat_file
+
+    def counted(filesystem: s3fs.S3FileSystem, path: str, **options: object) -> bytes:
+        data = real(filesystem, path, **options)
+        read[path.rpartition("/")[2]] += len(data)
+        return data
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "cat_file", counted)
+    assert ingest(store, "s3://photos", "flat", probe=True).unreadable == 1
+    rows = read_manifest(store, "parts").rows.set_index("uri")
+    assert list(rows["status"]) == ["ok", "ok", "ok", "unsupported"]
+    assert set(zip(rows["width"][:3], rows["height"][:3], rows["mode"][:3], strict=True)) == {(900, 700, "RGB")}
+    assert read == {"a.png": RANGE, "b.jpg": RANGE, "c.tif": read["c.tif"], "d.png": RANGE}
+    assert read["c.tif"] <= 2 * RANGE
+
+
+def test_probe_tells_a_large_object_that_changed_or_vanished(store: Store, tmp_path: Path, monkeypatch) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "source").mkdir(exist_ok=True)
+        photo(height=300, width=300).save(tmp_path / "source" / name)
+    real = manifest.fresh_rows
+
+    def later(*arguments):
+        rows = list(real(*arguments))
+        (tmp_path / "source/a.png").unlink()
+        photo(1, 300, 300).save(tmp_path / "source/b.png")
+        return rows
+
+    monkeypatch.setattr(manifest, "fresh_rows", later)
+    assert ingest(store, tmp_path / "source", "flat", probe=True).unreadable == 2
+    assert list(read_manifest(store, "parts").rows["status"]) == ["missing", "changed", "ok"]
+
+
+def test_a_store_that_fails_while_a_header_is_read_is_not_taken_for_a_bad_image(s3, monkeypatch) -> None:
+    s3.pipe_file("photos/a.png", bytes(100_000))
+
+    def fail(*arguments: object, **options: object) -> bytes:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "cat_file", fail)  # of instances that are made from now on
+    (entry,) = read_layout("s3://photos", "flat", "parts")[1]
+    with pytest.raises(PermissionError, match="Access Denied"):
+        manifest.probe_row(manifest.to_row(entry))
 
 
 def test_a_mask_of_another_size_is_refused_and_nothing_is_written(store: Store, tmp_path: Path) -> None:
