@@ -18,6 +18,7 @@ from models.baselines import Baseline
 from models.detector import bundle_digest, read_bundle_config
 from tasks.backbones import open_backbone
 from tasks.errors import InputError
+from tasks.pyfunc import save_pyfunc
 from tasks.store import Store
 
 MODEL_NAME = "anomalyclip"
@@ -75,10 +76,11 @@ def use_tracking(store: Store) -> MlflowClient:
 
 
 def register_bundle(store: Store, folder: Path, run_id: str, description: str) -> ModelVersion:
-    """Log a bundle to a run and register it; the first version ever becomes the champion."""
+    """Log a bundle to a run, as an MLflow pyfunc, and register it; the first version ever becomes the champion."""
     client = use_tracking(store)
     digest = bundle_digest(folder)
-    client.log_artifacts(run_id, str(folder), "bundle")
+    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as work:
+        client.log_artifacts(run_id, str(save_pyfunc(folder, Path(work) / "bundle")), "bundle")
     try:
         client.create_registered_model(MODEL_NAME, description="AnomalyCLIP prompts; the CLIP weights are not in it")
     except MlflowException as error:

@@ -8,7 +8,7 @@ shard scored twice gives the same bytes.
 import io
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -135,6 +136,9 @@ class Pixels(NamedTuple):
     width: int
 
 
+Load = Callable[[dict[str, Any], int], Pixels | UnreadableImage]
+
+
 @dataclass(frozen=True)
 class Output:
     """Where and how the results of one model over one collection are written."""
@@ -160,12 +164,8 @@ class Output:
             data, *scores_folder(self.collection, self.partition, kind), f"part-{shard.name}.parquet"
         )
 
-    def write_mask(self, image_id: str, mask: np.ndarray) -> str:
-        buffer = io.BytesIO()
-        Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
-        return self.store.write(
-            buffer.getvalue(), *scores_folder(self.collection, self.partition, "masks"), f"{image_id}.png"
-        )
+    def write_mask(self, image_id: str, png: bytes) -> str:
+        return self.store.write(png, *scores_folder(self.collection, self.partition, "masks"), f"{image_id}.png")
 
 
 @task(
@@ -231,22 +231,23 @@ class ScoredImage:
 
 
 def score_rows(
-    detector: Detector | Baseline, rows: list[dict[str, Any]], readers: ThreadPoolExecutor
+    detector: Detector | Baseline, rows: list[dict[str, Any]], readers: ThreadPoolExecutor, load: Load | None = None
 ) -> Iterator[tuple[dict[str, Any], ScoredImage | UnreadableImage]]:
     """Every row in order with its result. Batches are fixed slices of the rows, whatever is unreadable in them.
 
-    A baseline's prompts name the class: it takes neighbouring rows of one class at a time.
+    load: from a row to its pixels, load_pixels where nothing is given. A baseline's prompts name the class: it takes
+    neighbouring rows of one class at a time.
     """
     if isinstance(detector, Baseline):
         for class_name, same in groupby(rows, itemgetter("class_name")):
-            yield from score_rows(detector.for_class(class_name), list(same), readers)
+            yield from score_rows(detector.for_class(class_name), list(same), readers, load)
         return
     size, side = batch_size_for(detector), detector.config.image_size
     slices = [rows[i : i + size] for i in range(0, len(rows), size)]
     loaded: deque[list[Pixels | UnreadableImage]] = deque()
 
     def batches() -> Iterator[np.ndarray]:
-        for batch in read_ahead(readers, slices, side):
+        for batch in read_ahead(readers, slices, side, load):
             loaded.append(batch)
             squares = [image.square for image in batch if isinstance(image, Pixels)]
             yield np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
@@ -268,12 +269,12 @@ def pair_results(
 
 
 def read_ahead(
-    readers: ThreadPoolExecutor, slices: Iterable[list[dict[str, Any]]], image_size: int
+    readers: ThreadPoolExecutor, slices: Iterable[list[dict[str, Any]]], image_size: int, load: Load | None = None
 ) -> Iterator[list[Pixels | UnreadableImage]]:
     """Batches of loaded images, in order; the next READ_AHEAD are already being read."""
     waiting: deque[list[Future[Pixels | UnreadableImage]]] = deque()
     for rows in slices:
-        waiting.append([readers.submit(load_pixels, row, image_size) for row in rows])
+        waiting.append([readers.submit(load or load_pixels, row, image_size) for row in rows])
         if len(waiting) > READ_AHEAD:
             yield [future.result() for future in waiting.popleft()]
     while waiting:
@@ -283,7 +284,13 @@ def read_ahead(
 def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:
     """Read, decode and prepare one object version; a store that fails raises, an image that is bad is returned as such."""
     try:
-        data = read_version(row)
+        return prepare_pixels(read_version(row), image_size)
+    except UnreadableImage as error:
+        return error
+
+
+def prepare_pixels(data: bytes, image_size: int) -> Pixels | UnreadableImage:
+    try:
         with alone_if_huge(count_pixels(data)):
             image = viewed(decode_image(data))
             return Pixels(to_square(image, image_size), image.height, image.width)
@@ -304,13 +311,27 @@ def finish_row(output: Output, row: dict[str, Any], result: ScoredImage | Unread
     }
     if isinstance(result, UnreadableImage):
         return base | {"error_kind": result.kind, "error_detail": result.detail}
-    with alone_if_huge(result.height * result.width, _cutting):
-        anomaly_map = map_at(result.grid, result.height, result.width, output.image_size, output.sigma)
-        mask = anomaly_map > output.cut_at(row["class_name"])
-        mask_uri = output.write_mask(row["image_id"], mask) if mask.any() else None
-        regions = [region._asdict() for region in find_regions(mask, anomaly_map)]
+    png, regions = cut_mask(result, output.image_size, output.sigma, output.cut_at(row["class_name"]))
+    mask_uri = output.write_mask(row["image_id"], png) if png else None
     decided = output.decide(row["class_name"], result.score)
     return base | {"score": result.score, "mask_uri": mask_uri, "regions": regions} | decided
+
+
+def cut_mask(
+    result: ScoredImage, image_size: int, sigma: float, threshold: float
+) -> tuple[bytes | None, list[dict[str, Any]]]:
+    """The mask of the original image's size as PNG (0 or 255), None where nothing exceeds the threshold; its regions."""
+    with alone_if_huge(result.height * result.width, _cutting):
+        anomaly_map = map_at(result.grid, result.height, result.width, image_size, sigma)
+        mask = anomaly_map > threshold
+        regions = [region._asdict() for region in find_regions(mask, anomaly_map)]
+        return (mask_png(mask) if regions else None), regions
+
+
+def mask_png(mask: NDArray[np.bool_]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def map_row(row: dict[str, Any], grid: np.ndarray) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from models import Detector
+from models.detector import BUNDLE_FILES, bundle_digest
 from models.prompts import PromptLearner
 from tasks.errors import InputError
 from tasks.registry import (
     CHAMPION_URI,
+    MODEL_NAME,
     ModelVersion,
     bundle_folder,
     champion_version,
@@ -59,7 +61,21 @@ def test_a_version_is_named_by_its_number_for_ever(two_versions) -> None:
 def test_the_bundle_that_is_loaded_is_the_one_that_was_registered(two_versions, bundle: Path) -> None:
     store, versions = two_versions
     with bundle_folder(store, versions[0]) as folder:
-        assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in bundle.iterdir()}
+        assert {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()} == {
+            path.name: path.read_bytes() for path in bundle.iterdir()
+        }
+
+
+def test_a_version_from_before_there_was_a_pyfunc_is_a_model_as_ever(store: Store, bundle: Path) -> None:
+    client, digest = use_tracking(store), bundle_digest(bundle)
+    with tracked_run(store, "train", {}) as run_id:
+        client.log_artifacts(run_id, str(bundle), "bundle")
+    client.create_registered_model(MODEL_NAME)
+    source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
+    client.create_model_version(MODEL_NAME, source, run_id, tags={"bundle_digest": digest})
+    model = resolve_model(store, "models:/anomalyclip/1")
+    assert model.digest == digest
+    assert open_detector(store, model).config.image_size == 96
 
 
 def test_a_bundle_that_was_tampered_with_is_refused(store: Store, bundle: Path) -> None:
