@@ -285,14 +285,14 @@ def test_a_night_needs_no_more_than_its_policies_and_a_reviewer_reads_reports_al
     owner.put(str(tmp_path / "images"), "images/line-4", recursive=True)
     worker, reviewer = user(account, "source-read", "store-write"), user(account, "store-review")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("ANOMALYCLIP_STORE", "s3://results")
+    monkeypatch.setenv("ANOMALYCLIP_STORE", "s3://results/store")
     for name, value in worker.items():
         monkeypatch.setenv(name, value)
     backbone = load_backbone("embedded", 96)
     bundle = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(tmp_path / "bundle")
     monkeypatch.chdir(tmp_path)
-    with tracked_run(Store("s3://results"), "train", {}) as run_id:
-        register_bundle(Store("s3://results"), bundle, run_id, "of the tests")
+    with tracked_run(Store("s3://results/store"), "train", {}) as run_id:
+        register_bundle(Store("s3://results/store"), bundle, run_id, "of the tests")
     urlopen(Request(f"{account}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})).close()  # now it asks
 
     s3fs.S3FileSystem.clear_instance_cache()
@@ -308,7 +308,7 @@ def test_a_night_needs_no_more_than_its_policies_and_a_reviewer_reads_reports_al
 
     theirs = filesystem(reviewer)
     assert theirs.cat(night["report"]).startswith(b"<!doctype html>")
-    manifest = ours.find("results/collections/line-4/manifest")[0]
+    manifest = ours.find("results/store/collections/line-4/manifest")[0]
     for forbidden in (
         lambda: theirs.cat(manifest),
         lambda: theirs.pipe(night["report"], b""),
