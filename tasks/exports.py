@@ -4,8 +4,9 @@
     label-studio  one JSON file of tasks with predictions (rectangles), and beside it the labelling config that shows them
     lookout       JSON lines, an image each, in the shape in which Amazon Lookout for Vision answered DetectAnomalies
 
-Coordinates are pixels of the image as a viewer shows it. An image without a mask is opened for its size, but where
-`ingest --probe` has read it. Images are read, encoded and written one by one: memory holds the manifest and a few of them.
+Coordinates are pixels of the image as a viewer shows it. Of an image without a mask the header is read for its size, but
+where `ingest --probe` has done so. All is read, encoded and written image by image: memory holds a few of them, and 33 bytes
+an image of the manifest.
 """
 
 import base64
@@ -31,8 +32,8 @@ from prefect.cache_policies import NO_CACHE
 from models.detector import read_bundle_config
 from models.regions import label_regions
 from tasks.errors import InputError
-from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, size_as_viewed
-from tasks.layouts import read_version
+from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, peek_header
+from tasks.layouts import open_version
 from tasks.progress import advance, progress
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
@@ -175,7 +176,9 @@ def without_mask(row: Row, peak_scale: float) -> Item:
         size = None if row["width"] is None else (row["height"], row["width"])
         return Item(row, None, size, peak_scale)
     try:
-        return Item(row, None, size_as_viewed(read_version(row)), peak_scale)
+        with open_version(row) as file:
+            header = peek_header(file)
+        return Item(row, None, (header.height, header.width), peak_scale)
     except UnreadableImage as error:
         return Item(row | {"error_kind": error.kind, "error_detail": error.detail}, None, None, peak_scale)
 

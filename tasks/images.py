@@ -128,11 +128,6 @@ def count_pixels(data: bytes) -> int:
     return width * height
 
 
-def size_as_viewed(data: bytes) -> tuple[int, int]:
-    """(height, width) as a viewer shows the image, from its header; raises UnreadableImage where that is bad."""
-    return upright_size(open_image(data))[::-1]
-
-
 def read_mask(uri: str) -> Image.Image:
     """A ground-truth mask, upright; raises InputError where there is none that can be read."""
     try:

@@ -170,7 +170,7 @@ def make_picture(row: Mapping[str, Any], grid: np.ndarray | None, config: Detect
 
 def page_data(rows: pd.DataFrame, pictures: Mapping[int, Picture]) -> dict[str, Any]:
     """What the script reads: columns with a value a row, and the pictures by place."""
-    root = common_folder(rows["uri"]) if len(rows) else ""
+    root = common_folder(rows["uri"].min(), rows["uri"].max()) if len(rows) else ""
     groups = list(dict.fromkeys(rows["group"]))
     peak_digits, number = 4, {name: place for place, name in enumerate(groups)}
     columns: dict[str, list[Any]] = {

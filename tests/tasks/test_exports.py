@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
@@ -21,7 +20,7 @@ from tasks.registry import ModelVersion
 from tasks.scored import common_folder
 from tasks.scoring import plan_shards, score_shard, scores_folder
 from tasks.store import Store
-from tasks.tables import SCORES, read_parts
+from tasks.tables import SCORES, read_parquet, read_parts, to_parquet
 from tasks.thresholds import ClassThreshold, Thresholds, write_thresholds
 from tests.tasks.conftest import photo
 
@@ -205,6 +204,14 @@ def test_an_export_says_what_it_holds_and_goes_where_it_is_told(exported: Export
     assert again == Path(exported.export(form).output.removeprefix("file://")).read_bytes()
 
 
+def test_scores_from_before_there_were_p_values_are_exported(exported: Exported) -> None:
+    folder = scores_folder("parts", exported.model.partition)
+    for part in exported.store.find(*folder, suffix=".parquet"):
+        table = read_parquet(exported.store, *folder, part).drop_columns("p_value")
+        exported.store.write(to_parquet(table), *folder, part)
+    assert {image["p_value"] for image in json.loads(exported.text("coco"))["images"]} == {None}
+
+
 def test_what_cannot_be_exported_is_said(exported: Exported) -> None:
     with pytest.raises(InputError, match="is a folder: name the file"):
         exported.export("coco", "somewhere/")
@@ -226,4 +233,4 @@ def test_what_cannot_be_exported_is_said(exported: Exported) -> None:
     ],
 )
 def test_file_names_begin_below_what_all_have_in_common(uris: list[str], folder: str) -> None:
-    assert common_folder(pd.Series(uris)) == folder
+    assert common_folder(min(uris), max(uris)) == folder
