@@ -14,6 +14,8 @@ everything else runs on.
 - requests: lines of the gateway's log. Beside one of each image and one of each mask there are those of the shards, and of
   the run (manifest, list of what is done, bundle).
 - Prefect: tasks that do nothing, with the arguments and settings of a shard's.
+- CPU work beside the model, of one core: reading a JPEG into the model's pixels (518 x 518), and cutting a mask of the
+  image's size from a grid of 37 x 37, its PNG and its regions included.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
@@ -208,6 +210,48 @@ def empty_tasks(count: int) -> float:
     return float(shards())
 
 
+# --- CPU --------------------------------------------------------------------------------------------------------------
+
+
+def cpu_work(side: int, times: int = 10) -> tuple[float, float]:
+    """Milliseconds on one core of preparing a square JPEG of this side, and of cutting its mask."""
+    import io
+
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from models.embedded.generator import SPLIT, scene
+    from models.maps import map_at
+    from models.preprocess import to_square
+    from models.regions import find_regions
+    from tasks.images import decode_image, viewed
+
+    torch.set_num_threads(1)
+    made, buffer = scene(SPLIT["auxiliary"][0], SIZE, 0, n_damaged=1), io.BytesIO()
+    Image.fromarray(made.damaged[0]).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    grid = np.zeros((37, 37), np.float32)
+    grid[12:17, 20:24] = 0.9  # one region
+
+    def prepare() -> None:
+        to_square(viewed(decode_image(buffer.getvalue())), 518)
+
+    def cut() -> None:
+        anomaly_map = map_at(grid, side, side, 518, 4.0)
+        mask = anomaly_map > 0.5
+        Image.fromarray(mask.astype(np.uint8) * 255).save(io.BytesIO(), "PNG")
+        find_regions(mask, anomaly_map)
+
+    def milliseconds(work: Callable[[], None]) -> float:
+        work()
+        started = time.process_time()
+        for _ in range(times):
+            work()
+        return 1000 * (time.process_time() - started) / times
+
+    return milliseconds(prepare), milliseconds(cut)
+
+
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +352,8 @@ def show(found: dict[str, Any]) -> None:
             f"| {way.peak_gb:.2f} | {way.all_processes_gb:.2f} | {told} |"
         )
     print(f"Prefect: {found['prefect_ms']:.1f} ms a shard")
+    for side, (prepare, cut) in found["cpu_ms"].items():
+        print(f"CPU, {side} x {side} JPEG: {prepare:.1f} ms to prepare it, {cut:.1f} ms to cut its mask")
 
 
 def main() -> None:

@@ -23,8 +23,10 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32]) -> l
     labels, boxes = label_regions(mask)
     if not boxes:
         return []
-    areas = np.bincount(labels.ravel(), minlength=len(boxes) + 1)[1:]
-    peaks = ndimage.maximum(anomaly_map, labels, np.arange(1, len(boxes) + 1))
+    inside = labels[mask] - 1  # the region of each pixel of the mask
+    areas = np.bincount(inside, minlength=len(boxes))
+    peaks = np.full(len(boxes), -np.inf, np.float32)
+    np.maximum.at(peaks, inside, anomaly_map[mask])
     regions = [Region(*box, int(area), float(peak)) for box, area, peak in zip(boxes, areas, peaks, strict=True)]
     return sorted(regions, key=lambda region: (-region.peak, region.y, region.x))
 
