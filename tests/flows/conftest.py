@@ -77,13 +77,13 @@ def hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
-    """The command in a process group of its own, with its own Prefect home."""
+def start(*arguments: str, cwd: Path, **variables: str) -> "subprocess.Popen[str]":
+    """The command in a process group of its own, with a Prefect server of its own unless a variable names one."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     environment.pop("PREFECT_API_URL", None)
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command, cwd=cwd, env=environment | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
 
