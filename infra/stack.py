@@ -244,7 +244,7 @@ def deploy(stack: Stack) -> None:
 def start_worker(stack: Stack, supervisor: Supervisor, s3: S3) -> None:
     environment = stack.addresses() | s3.environment | {"PREFECT_HOME": str(stack.folder / "prefect-worker")}
     environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "2"))
-    command = [PYTHON, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "stack", "--with-healthcheck"]
+    command = [PYTHON, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "stack"]
     supervisor.start("worker", command, environment=environment)
 
 

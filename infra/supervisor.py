@@ -31,15 +31,15 @@ class ChildError(RuntimeError):
 class Child:
     name: str
     spawn: Callable[[], "subprocess.Popen[bytes]"]
+    process: "subprocess.Popen[bytes]"
     ready: Callable[[], bool]
     seconds: float  # until it is ready
     log: Path
     mark: str
     stop_signal: int
 
-    def start(self) -> None:
-        """Back when it is ready. ChildError when it ends or is not ready in time."""
-        self.process = self.spawn()
+    def wait(self) -> None:
+        """Until it is ready. ChildError when it ends or is not ready in time."""
         deadline = time.monotonic() + self.seconds
         while not self.ready():
             self.check_alive()
@@ -108,8 +108,8 @@ class Supervisor:
                     start_new_session=True, user=user, group=user, extra_groups=None if user is None else [],
                 )  # fmt: skip
 
-        child = self.children[name] = Child(name, spawn, ready, seconds, log, mark, stop_signal)
-        child.start()
+        child = self.children[name] = Child(name, spawn, spawn(), ready, seconds, log, mark, stop_signal)
+        child.wait()
         return child
 
     def watch(self, restarts: int = 0, tell: Callable[[str], object] = print) -> None:
@@ -123,7 +123,8 @@ class Supervisor:
                         raise
                     restarts -= 1
                     tell(f"{error}; it is started again")
-                    child.start()
+                    child.process = child.spawn()
+                    child.wait()
             time.sleep(0.5)
 
     def stop(self) -> None:
