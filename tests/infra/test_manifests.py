@@ -137,7 +137,9 @@ def test_services_wait_for_what_can_say_that_it_is_ready():
     for name in OURS:
         assert services[name]["read_only"]
         assert services[name]["cap_drop"] == ["ALL"]
-        assert "/home/anomalyclip" in services[name]["volumes"][0]
+        assert services[name]["volumes"] == [f"{name}:/home/anomalyclip"]
+    pages = services["prefect"]["environment"]["PREFECT_SERVER_UI_STATIC_DIRECTORY"]
+    assert pages.startswith("/home/anomalyclip/")  # by default they are written beside the code, and it does not start
 
 
 def test_the_worker_is_told_what_the_code_reads():
