@@ -58,6 +58,7 @@ def train(
     paper's, for ViT-L-14-336-quickgelu).
     """
     store = store or default_store()
+    Store(store).check_writable()
     geometry = make_geometry(backbone, image_size, feature_layers, dpam_layers)
     plan = TrainingPlan(backbone, geometry, epochs, lr, seed, validation_share, patience)
     features = compute_features(store, collections, backbone, plan.geometry)

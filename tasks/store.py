@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,27 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         filesystem = fsspec.filesystem(protocol, **from_uri, **options)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"{uri!r} cannot be opened: {error}") from error
+    if getattr(filesystem, "session", "not S3") is None:
+        filesystem.session = s3_session(**filesystem.kwargs)
     return filesystem, filesystem._strip_protocol(uri)
+
+
+def s3_session(**options: Any) -> Any:
+    """As s3fs makes one, but for the time of each listed key, on which dateutil spends three quarters of a listing."""
+    from aiobotocore.session import AioSession
+
+    session = AioSession(**options)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
+    return session
+
+
+def parse_time(value: Any) -> datetime:
+    if isinstance(value, str) and value.endswith("Z"):
+        return datetime.fromisoformat(value)
+    from botocore.utils import parse_timestamp
+
+    parsed: datetime = parse_timestamp(value)
+    return parsed
 
 
 def read_uri(uri: str) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from tasks.manifest import ingest_source
 from tasks.store import S3_OPTIONS
 from tests.flows.conftest import Command, write_images
 from tests.flows.faulty_proxy import Faults, Proxy
@@ -76,6 +77,25 @@ def test_credentials_that_may_not_write_are_refused_before_work_starts(anomalycl
     assert answer.code == 2
     assert "nothing can be written to the store s3://results/store" in answer.err
     assert (faults.seen - before)["none"] == 0  # not even the manifest was read
+
+
+@pytest.mark.parametrize("command", [("ingest", "s3://photos/line 4"), ("train",)])
+def test_every_command_that_writes_refuses_a_store_that_it_may_not_write_to(
+    anomalyclip: Command, buckets, faults, monkeypatch, command: tuple[str, ...]
+):
+    monkeypatch.setenv("ANOMALYCLIP_STORE", "s3://results/store")
+    faults.refuse = lambda method, path: method in ("PUT", "POST", "DELETE")
+    answer = anomalyclip(*command, "--collection", "line")
+    assert answer.code == 2
+    assert "nothing can be written to the store s3://results/store" in answer.err
+    assert faults.seen["none"] == 0
+
+
+def test_a_bucket_that_answers_slow_down_is_listed_and_probed_all_the_same(buckets, faults):
+    faults.share, faults.kinds = 0.3, ("busy", "reset", "truncated")
+    summary = ingest_source.fn("s3://results/store", "line", "s3://photos/line 4", "folders", True)
+    assert (summary.new, summary.unreadable) == (11, 0)
+    assert all(faults.seen[kind] for kind in faults.kinds), faults.seen
 
 
 @pytest.fixture

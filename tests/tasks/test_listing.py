@@ -1,14 +1,16 @@
 """Listings stream: page by page, in one order, everything once, whatever its name."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import fsspec
+import fsspec.config
 import pytest
 import s3fs
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
+from tasks.images import UnreadableImage
 from tasks.layouts import listing, read_version, stream_layout
 from tasks.layouts.listing import list_objects
 from tasks.store import open_filesystem
@@ -92,3 +94,56 @@ def test_a_key_of_any_name_is_listed_and_read(s3: s3fs.S3FileSystem) -> None:
     for name, found in listed.items():
         assert found.uri == f"s3://photos/line 4/{name}"
         assert read_version({"uri": found.uri, "etag": found.etag}) == b"bytes", name
+
+
+def test_of_a_versioned_bucket_the_current_versions_are_listed(s3: s3fs.S3FileSystem) -> None:
+    s3.call_s3("put_bucket_versioning", Bucket="photos", VersioningConfiguration={"Status": "Enabled"})
+    s3.pipe_file("photos/a.png", b"first")
+    before = next(stream_layout("s3://photos", "flat", "parts")[1]).object
+    s3.pipe_file("photos/a.png", b"second")
+    s3.pipe_file("photos/gone.png", b"first")
+    s3.call_s3("delete_object", Bucket="photos", Key="gone.png")
+    (entry,) = stream_layout("s3://photos", "flat", "parts")[1]
+    assert read_version({"uri": entry.object.uri, "etag": entry.object.etag}) == b"second"
+    with pytest.raises(UnreadableImage, match="changed"):
+        read_version({"uri": before.uri, "etag": before.etag})
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Variables of fsspec, as they are read when it is imported."""
+
+    def configure(**variables: str) -> None:
+        conf: dict[str, dict[str, object]] = {}
+        fsspec.config.set_conf_env(conf, variables)
+        monkeypatch.setitem(fsspec.config.conf, "s3", conf["s3"])
+
+    return configure
+
+
+def test_an_anonymous_bucket_needs_no_credentials(s3: s3fs.S3FileSystem, options, monkeypatch, tmp_path: Path) -> None:
+    s3.call_s3("put_object", Bucket="photos", Key="a.png", Body=b"png", ACL="public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(Exception, match="credentials"):
+        names("s3://photos")
+    options(FSSPEC_S3_ANON="true")
+    (entry,) = stream_layout("s3://photos", "flat", "parts")[1]
+    assert read_version({"uri": entry.object.uri, "etag": entry.object.etag}) == b"png"
+
+
+def test_whoever_asks_pays_where_that_is_configured(s3: s3fs.S3FileSystem, options) -> None:
+    fill(["a.png"])
+    options(FSSPEC_S3_REQUESTER_PAYS="true")
+    filesystem, _ = open_filesystem("s3://photos")
+    filesystem.connect()
+    payers: list[object] = []
+    events = filesystem.s3.meta.events
+    events.register("before-send.s3", lambda request, **_: payers.append(request.headers.get("x-amz-request-payer")))
+    (entry,) = stream_layout("s3://photos", "flat", "parts")[1]
+    read_version({"uri": entry.object.uri, "etag": entry.object.etag})
+    assert len(payers) == 3  # two listings and the object
+    assert set(payers) == {b"requester"}
