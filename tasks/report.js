@@ -77,7 +77,7 @@
 
   function about(i) {
     const regions = columns.regions[i] ? many(columns.regions[i], "region") : null;
-    return [reason(i), groups.length > 1 ? groups[columns.group[i]] : null, regions, label(i)]
+    return [reason(i), label(i), regions, groups.length > 1 ? groups[columns.group[i]] : null]
       .filter(Boolean).join(" · ");
   }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -17,6 +18,7 @@ from tasks.report import write_report
 from tasks.scoring import plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import MANIFEST, SCORES, read_parquet, to_parquet, to_table
+from tests.flows.conftest import free_port, serving
 from tests.tasks.conftest import photo
 
 pytestmark = pytest.mark.stack
@@ -120,6 +122,24 @@ def test_hostile_names_and_labels_are_shown_as_they_are(open_page: Callable[...,
     page.locator("#list button", has_text=HOSTILE).first.click()
     expect(page.locator("#detail-name")).to_have_text(HOSTILE)
     assert page.locator("u, img[src=x]").count() == 0
+
+
+def test_the_page_opens_from_a_bucket(
+    open_page: Callable[..., Page], parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with serving(port, "moto.server", "-H", "127.0.0.1", "-p", str(port)):
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = Store("s3://pages")
+        store.fs.call_s3("create_bucket", Bucket="pages")
+        store.write(Path(parts.removeprefix("file://")).read_bytes(), "reports", "run", "index.html")
+        page = open_page(store.fs.sign(store.path("reports", "run", "index.html")))
+        expect(page.locator("#list li")).to_have_count(13)
 
 
 def test_filters_by_decision_class_and_text(open_page: Callable[..., Page], parts: str) -> None:
