@@ -1,12 +1,14 @@
 """Manifests: which object versions a collection holds, as immutable Parquet parts that only ever grow in number.
 
-A part is named by its place in the order and by its content, so two ingests at once at worst list an image twice. The
+A part is named by its place in the order and by its content. Of ingests at once, one claims each place (an object
+`_claims/<number>` that is created only where there is none); the others wait, and leave out what it has written. The
 current state of a collection is the last row of each URI. Object versions that were never seen go into parts of their
 own, whose slices are the shards of scoring; what changed about known ones (a label, or that they are gone: status
 `deleted`) goes into parts named `…-facts`, which are not scored.
 """
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -33,6 +36,7 @@ READERS = 16  # concurrent reads of image headers
 BLOCK = 1024  # rows that are compared with the manifest at a time
 PART_ROWS = 128 * ROW_GROUP
 FACTS_PART = "-facts"
+CLAIM_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,7 @@ class PartWriter:
         self.store, self.collection, self.parts = store, collection, parts
         self.rows: dict[str, list[dict[str, Any]]] = {"": [], FACTS_PART: []}
         self.tables: dict[str, list[pa.Table]] = {"": [], FACTS_PART: []}
+        self.others: list[pa.Table] = []  # image_id of what others have written since this ingest began
 
     def add(self, kind: str, row: dict[str, Any]) -> None:
         self.rows[kind].append(row)
@@ -236,13 +241,42 @@ class PartWriter:
             self.write(kind)
 
     def write(self, kind: str) -> None:
-        table = pa.concat_tables(self.tables[kind])
+        table = self.without_others(kind, pa.concat_tables(self.tables[kind]))
         self.tables[kind].clear()
-        if len(table):
-            data = to_parquet(table)
-            name = f"part-{len(self.parts):05d}-{hashlib.sha256(data).hexdigest()[:12]}{kind}.parquet"
-            self.parts = (*self.parts, f"dt={datetime.now(UTC).date()}/{name}")
-            self.store.write(data, *manifest_folder(self.collection), self.parts[-1])
+        while len(table):
+            others = self.parts_of_others()
+            if not others:
+                self.commit(kind, table)
+                return
+            self.parts += others
+            self.others += [read_part(self.store, self.collection, part, ["image_id"]) for part in others]
+            table = self.without_others(kind, table)
+
+    def without_others(self, kind: str, table: pa.Table) -> pa.Table:
+        """Rows that no other ingest has written; facts stay, as of those of one URI the last ones count."""
+        if kind or not self.others:
+            return table
+        written = pa.concat_tables(self.others)["image_id"].combine_chunks()
+        return table.filter(pc.invert(pc.is_in(table["image_id"], written)))
+
+    def parts_of_others(self) -> tuple[str, ...]:
+        """Parts that another ingest has written meanwhile; none where the next number is claimed for this one.
+
+        Who claimed the number and wrote nothing for CLAIM_SECONDS is dead: the number is taken over.
+        """
+        claimed = self.store.create(b"", *manifest_folder(self.collection), "_claims", f"{len(self.parts):05d}")
+        deadline = time.monotonic() + CLAIM_SECONDS
+        while True:
+            others = tuple(part for part in list_parts(self.store, self.collection) if part not in self.parts)
+            if others or claimed or time.monotonic() > deadline:
+                return others
+            time.sleep(0.2)
+
+    def commit(self, kind: str, table: pa.Table) -> None:
+        data = to_parquet(table)
+        name = f"part-{len(self.parts):05d}-{hashlib.sha256(data).hexdigest()[:12]}{kind}.parquet"
+        self.parts = (*self.parts, f"dt={datetime.now(UTC).date()}/{name}")
+        self.store.write(data, *manifest_folder(self.collection), self.parts[-1])
 
 
 def open_rows(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], probe: bool) -> Iterable[dict[str, Any]]:

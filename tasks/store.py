@@ -1,5 +1,6 @@
 """The store: where everything lies, and reading and writing of whole objects over fsspec."""
 
+import errno
 import mimetypes
 import os
 import secrets
@@ -110,6 +111,24 @@ class Store:
         else:
             write_file(Path(path), data)
         return self.uri_of(*parts)
+
+    def create(self, data: bytes, *parts: str) -> bool:
+        """Write a small object unless there is one of this name; whether it was written. One of many at once succeeds."""
+        path = self.path(*parts)
+        try:
+            if self.local_root is None:
+                self.fs.pipe_file(path, data, mode="create")
+            else:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "xb") as file:
+                    file.write(data)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EINVAL and self.exists(*parts):  # how s3fs puts a 412 of a Ceph gateway
+                return False
+            raise
+        return True
 
     def upload(self, file: Path, *parts: str) -> str:
         """Write a local file of any size as one object, as `write` does."""

@@ -128,6 +128,52 @@ def test_two_ingests_of_different_moments_at_once_lose_nothing(store: Store, sou
     rows = read_manifest(store, "parts").rows
     assert len(rows) == 9
     assert rows["uri"].is_unique
+    assert to_be_scored(store) == sorted(rows["image_id"])
+
+
+def test_ingests_at_once_of_a_source_that_grows_give_each_image_one_row(
+    store: Store, source: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(manifest, "PART_ROWS", 4)
+    monkeypatch.setattr(manifest, "ROW_GROUP", 2)
+
+    def grow_and_ingest(number: int) -> None:
+        write_photos(tmp_path / f"{number}", range(3))
+        (tmp_path / f"{number}").rename(source / f"{number}")  # whole: a file that is being written has many versions
+        ingest(store, source)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(grow_and_ingest, range(6)))
+    ingest(store, source)
+    rows = read_manifest(store, "parts").rows
+    assert (len(rows), to_be_scored(store)) == (24, sorted(rows["image_id"]))
+    numbers = [int(part.rpartition("part-")[2][:5]) for part in list_parts(store, "parts")]
+    assert numbers == list(range(len(numbers)))
+
+
+def test_a_place_that_a_dead_ingest_claimed_is_taken_over(store: Store, source: Path, monkeypatch) -> None:
+    monkeypatch.setattr(manifest, "CLAIM_SECONDS", 0.3)
+    store.create(b"", "collections/parts/manifest/_claims/00000")
+    assert ingest(store, source).new == 6
+    assert len(list_parts(store, "parts")) == 1
+
+
+def to_be_scored(store: Store) -> list[str]:
+    parts = [part for part in list_parts(store, "parts") if "-facts" not in part]
+    return sorted(image for part in parts for image in read_part(store, "parts", part)["image_id"].to_pylist())
+
+
+def test_a_manifest_is_written_in_parts_of_bounded_size(store: Store, source: Path, monkeypatch) -> None:
+    monkeypatch.setattr(manifest, "PART_ROWS", 4)
+    monkeypatch.setattr(manifest, "ROW_GROUP", 2)
+    ingest(store, source)
+    assert [len(read_part(store, "parts", part)) for part in list_parts(store, "parts")] == [4, 2]
+    assert ingest(store, source, "flat").changed == 6
+    assert [len(read_part(store, "parts", part)) for part in list_parts(store, "parts")] == [4, 2, 4, 2]
+    (source / "good/000.png").unlink()
+    (source / "bent/004.png").unlink()
+    assert ingest(store, source, "flat").deleted == 2
+    assert len(read_manifest(store, "parts").rows) == 4
 
 
 def test_the_digest_names_the_snapshot(store: Store, source: Path, tmp_path: Path) -> None:

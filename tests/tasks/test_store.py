@@ -1,6 +1,7 @@
 """Objects appear whole or not at all, on disk as in a bucket."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -35,6 +36,15 @@ def test_an_object_is_replaced_whole(any_store: Store) -> None:
     any_store.write(b"before", "a.bin")
     any_store.write(b"after", "a.bin")
     assert any_store.read("a.bin") == b"after"
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_of_many_that_create_an_object_one_does(place: str, s3, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store") if place == "disk" else "s3://photos/store")
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda number: store.create(b"%d" % number, "a", "claim"), range(8)))
+    assert created.count(True) == 1
+    assert store.read("a", "claim") == b"%d" % created.index(True)
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
