@@ -271,10 +271,12 @@ def as_cell(value: Any) -> str:
 
 def mlflow_ui(store: str) -> str:
     """How to look at the experiment: MLflow opens on its traces, the runs have an address of their own."""
-    from tasks.registry import EXPERIMENT, use_tracking
+    from tasks.registry import EXPERIMENT, pages_of, use_tracking
 
     experiment = use_tracking(Store(store)).get_experiment_by_name(EXPERIMENT)
     uri = os.environ["MLFLOW_TRACKING_URI"]
     assert experiment, "use_tracking has made it"
-    page = f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs"
-    return f"mlflow ui --backend-store-uri {uri}   then {page}"
+    server = pages_of(uri)
+    page = f"{server or 'http://127.0.0.1:5000/#'}/experiments/{experiment.experiment_id}/runs"
+    shown = uri if uri.startswith("sqlite:") else '"$MLFLOW_TRACKING_URI"'  # another database's may have its password
+    return page if server else f"mlflow ui --backend-store-uri {shown}   then {page}"

@@ -321,6 +321,8 @@ def cut_mask(
     result: ScoredImage, image_size: int, sigma: float, threshold: float
 ) -> tuple[bytes | None, list[dict[str, Any]]]:
     """The mask of the original image's size as PNG (0 or 255), None where nothing exceeds the threshold; its regions."""
+    if not (result.grid > threshold).any():  # nor does the map, whose values are averages of the grid's
+        return None, []
     with alone_if_huge(result.height * result.width, _cutting):
         anomaly_map = map_at(result.grid, result.height, result.width, image_size, sigma)
         mask = anomaly_map > threshold

@@ -34,3 +34,13 @@ def test_a_map_at_any_size_is_the_models_map_brought_there_bilinearly(height: in
     at_model = upsample(grid, 256, 4.0)[None, None]
     expected = F.interpolate(at_model, (height, width), mode="bilinear", align_corners=False)[0, 0]
     np.testing.assert_allclose(map_at(grid, height, width, 256, 4.0), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 700), (130, 97), (518, 518), (1024, 640)])
+def test_a_map_never_exceeds_its_grid_not_even_by_rounding(height: int, width: int) -> None:
+    for seed in range(20):
+        grid = np.random.default_rng(seed).random((37, 37), np.float32)
+        grid[seed : seed + 3] = grid.max()
+        assert map_at(grid, height, width, 518, 4.0).max() <= grid.max()
+    flat = np.full((37, 37), 0.1, np.float32)
+    assert map_at(flat, height, width, 518, 4.0).max() <= np.float32(0.1)
