@@ -156,7 +156,9 @@ def encode_all(rows: Iterable[Row], encode: Callable[[Item], Row], peak_scale: f
 def encode_row(row: Row, encode: Callable[[Item], Row], peak_scale: float) -> Row:
     advance()
     if row["mask_uri"] is None:
-        return encode(without_mask(row, peak_scale))
+        item = without_mask(row, peak_scale)
+        with alone_if_huge(item.size[0] * item.size[1] if item.size else 0):
+            return encode(item)
     data = read_written_mask(row["mask_uri"])
     with alone_if_huge(count_pixels(data)):
         mask = np.asarray(decode_image(data)) > 0

@@ -109,6 +109,7 @@
     list.replaceChildren();
     extend();
     byId("none").hidden = shown.length > 0;
+    byId("none").textContent = texts.length ? "No image matches." : "There are no images.";
     byId("count").value = `${shown.length.toLocaleString("en")} of ${many(texts.length.toLocaleString("en"), "image")}`;
     document.querySelectorAll(".tile").forEach((tile) =>
       tile.setAttribute("aria-pressed", String(tile.dataset.state === filter.state)));

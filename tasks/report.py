@@ -9,6 +9,7 @@ them from JSON and writes text alone, and a content security policy lets nothing
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from tasks.store import Store
 HIGHEST, LOWEST = 96, 12  # images that have a picture, at most
 PICTURE, HEAT = 384, 96  # pixels, the longer side
 PICTURE_BYTES = 3_500_000  # of all pictures, at most: the page stays below 6 MB
-LISTED = 20_000  # images that the page names, at most
+LISTED, NAME_BYTES = 20_000, 1_500_000  # images that the page names, and bytes of their names, at most
 READERS = 8  # threads that make pictures
 STATES = ("anomalous", "undecided", "normal", "unreadable")
 
@@ -89,7 +90,7 @@ def write_report(
     with bundle_folder(target, model) as folder:
         config = read_bundle_config(folder)
     rows = read_collections(target, list(metrics), model, first_part)
-    listed = rows.head(LISTED)
+    listed = listed_rows(rows)
     pictures = make_pictures(target, listed, model, config, first_part)
     page = render(title, notice, run_id, model, config, rows, metrics, page_data(listed, pictures))
     folder_of_page = ("collections", *metrics) if len(metrics) == 1 else ()
@@ -100,7 +101,7 @@ def write_report(
 
 
 def read_collections(store: Store, collections: list[str], model: ModelVersion, first_part: int) -> pd.DataFrame:
-    """Rows of tasks.scored in the order of the page, with `collection`, `state` and the `name` of their `group`."""
+    """Rows of tasks.scored in the order of the page, with `collection`, `state`, and `group`: the class, as it is shown."""
     frames = [read_scored(store, name, model, first_part).assign(collection=name) for name in collections]
     rows = pd.concat(frames, ignore_index=True)
     decided = rows["decision"].fillna("undecided")
@@ -108,6 +109,15 @@ def read_collections(store: Store, collections: list[str], model: ModelVersion, 
     rows["group"] = rows["class_name"] if len(collections) == 1 else rows["collection"] + " / " + rows["class_name"]
     rank = rows["state"].map({"anomalous": 0, "unreadable": 2}).astype(float).fillna(1)
     return rows.assign(rank=rank).sort_values(["rank", "score"], ascending=[True, False], kind="stable")
+
+
+def listed_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those that the page names, with the `name` of each: its URI below what all have in common."""
+    listed = rows.head(LISTED)
+    root = common_folder(rows["uri"].min(), rows["uri"].max()) if len(rows) else ""
+    names = listed["uri"].str.slice(len(root))
+    fitting = names.map(lambda name: len(name.encode())).cumsum() <= NAME_BYTES
+    return listed.assign(name=names, root=root)[fitting.astype(bool)]
 
 
 def count_classes(rows: pd.DataFrame) -> list[ClassCounts]:
@@ -170,11 +180,10 @@ def make_picture(row: Mapping[str, Any], grid: np.ndarray | None, config: Detect
 
 def page_data(rows: pd.DataFrame, pictures: Mapping[int, Picture]) -> dict[str, Any]:
     """What the script reads: columns with a value a row, and the pictures by place."""
-    root = common_folder(rows["uri"].min(), rows["uri"].max()) if len(rows) else ""
     groups = list(dict.fromkeys(rows["group"]))
     peak_digits, number = 4, {name: place for place, name in enumerate(groups)}
     columns: dict[str, list[Any]] = {
-        "name": [uri[len(root) :] for uri in rows["uri"]],
+        "name": rows["name"].tolist(),
         "group": [number[name] for name in rows["group"]],
         "state": [STATES.index(state) for state in rows["state"]],
         "regions": [0 if found is None else len(found) for found in rows["regions"]],
@@ -189,7 +198,7 @@ def page_data(rows: pd.DataFrame, pictures: Mapping[int, Picture]) -> dict[str, 
                 "regions": [[round(value, peak_digits) for value in region] for region in p.regions]}
         for place, p in pictures.items()
     }  # fmt: skip
-    return {"root": root, "groups": groups, "columns": columns, "pictures": shown}
+    return {"root": rows["root"].iloc[0] if len(rows) else "", "groups": groups, "columns": columns, "pictures": shown}
 
 
 def render(
@@ -224,9 +233,9 @@ def content_hash(text: str) -> str:
 
 
 def as_script_json(data: Any) -> str:
-    """JSON in ASCII that cannot end, or be taken for anything but, the element that it stands in."""
-    text = json.dumps(data, separators=(",", ":"))
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+    """JSON that cannot end, or be taken for anything but, the element that it stands in."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def heat_scale() -> str:

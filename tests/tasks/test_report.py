@@ -96,7 +96,7 @@ def test_hostile_names_are_text(page: Page) -> None:
 def test_json_in_a_script_cannot_end_it() -> None:
     hostile = {"name": HOSTILE, "more": "<!--<script>]]>\u2029\x00"}
     text = as_script_json(hostile)
-    assert not re.search(r"[<>&]|[^\x20-\x7e]", text)
+    assert not re.search("[<>&\u2028\u2029\n\x00]", text)
     assert json.loads(text) == hostile
 
 
@@ -136,12 +136,17 @@ def test_undefined_metrics_are_a_dash_and_both_definitions_of_aupro_are_named(pa
     assert "<td>0.500</td><td>0.250</td><td>–</td><td>–</td><td>–</td><td>0.750</td>" in page.html
 
 
-def test_what_is_not_listed_is_said(store: Store, scored: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.report.LISTED", 2)
+@pytest.mark.parametrize(("bound", "value"), [("LISTED", 1), ("NAME_BYTES", 10)])
+def test_what_is_not_listed_is_said(
+    store: Store, scored: ModelVersion, monkeypatch: pytest.MonkeyPatch, source: Path, bound: str, value: int
+) -> None:
+    (source / HOSTILE).unlink()
+    ingest_source.fn(store.uri, "parts", str(source.parent), "folders", False)
+    monkeypatch.setattr(f"tasks.report.{bound}", value)
     uri = write_report.fn(store.uri, "run", scored, {"parts": []}, "A page")
     page = Page(Path(uri.removeprefix("file://")).read_text(encoding="utf-8"))
-    assert "The first 2 are listed" in page.text
-    assert len(page.data["columns"]["name"]) == 2
+    assert "The first 1 are listed" in page.text
+    assert page.data["columns"]["name"] == ["plain.png"]
 
 
 def test_no_more_pictures_than_the_page_can_hold() -> None:
