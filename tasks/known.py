@@ -1,4 +1,4 @@
-"""What a manifest holds already, in a form that fits into memory: 29 bytes a URI and 8 an object version.
+"""What a manifest holds already, in a form that fits into memory: 22 bytes a URI and 8 a row.
 
 URIs and facts are held as 64-bit hashes. Of ten million objects, two share one with a probability of 3 in a million: one of
 them would be taken for the other.
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.store import Store
-from tasks.tables import MANIFEST, iter_parquet, read_parquet
+from tasks.tables import MANIFEST, count_rows, iter_parquet, read_parquet
 
 DELETED = "deleted"
 FACTS = ("etag", "class_name", "split", "defect_type", "label", "mask_uri")  # a change of one makes a new row
@@ -46,7 +46,7 @@ class Known:
     numbers: np.ndarray  # (N,) uint32: the last row of the URI
     states: np.ndarray  # (N,) uint8
     listed: np.ndarray  # (N,) bool: whether `compare` has met the URI
-    images: np.ndarray  # (V,) uint64, sorted: the image_id of every row
+    images: np.ndarray  # (V,) uint64, sorted: the image_id of every row, some more than once
 
     def compare(self, rows: Sequence[Mapping[str, Any]]) -> list[Before]:
         """Of each row that a listing gives; its URI counts as listed from now on."""
@@ -80,68 +80,62 @@ class Known:
 
 
 def read_known(store: Store, folder: tuple[str, ...], parts: tuple[str, ...]) -> Known:
-    """The last row of each URI, of these parts of a manifest."""
-    lengths, uris, facts, states, images = [0], Column(np.int64), Column(np.int64), Column(np.uint8), Column(np.uint64)
+    """The last row of each URI, of these parts of a manifest. It takes up to 50 bytes a row meanwhile."""
+    starts = row_numbers(store, folder, parts)
+    uris, facts, images = (
+        np.empty(starts[-1], np.int64),
+        np.empty(starts[-1], np.int64),
+        np.empty(starts[-1], np.uint64),
+    )
+    states, stop = np.empty(starts[-1], np.uint8), 0
     for part in parts:
-        lengths.append(0)
         for batch in iter_parquet(
             store, *folder, part, columns=list(dict.fromkeys(["uri", "image_id", "status", *FACTS]))
         ):
             rows = batch.to_pylist()
-            lengths[-1] += len(rows)
-            uris.add(hash(row["uri"]) for row in rows)
-            facts.add(facts_hash(row) for row in rows)
-            states.add(state_of(row["status"]) for row in rows)
-            images.add(int(row["image_id"], 16) for row in rows)
-    all_uris = uris.joined()
-    numbers = last_of_each(all_uris)
-    return Known(
-        store, folder, parts, np.cumsum(lengths), all_uris[numbers], facts.joined()[numbers], numbers,
-        states.joined()[numbers], np.zeros(len(numbers), bool), np.unique(images.joined()),
-    )  # fmt: skip
+            start, stop = stop, stop + len(rows)
+            uris[start:stop] = [hash(row["uri"]) for row in rows]
+            facts[start:stop] = [facts_hash(row) for row in rows]
+            states[start:stop] = [state_of(row["status"]) for row in rows]
+            images[start:stop] = [int(row["image_id"], 16) for row in rows]
+    images.sort()
+    numbers = last_of_each(uris)
+    uris = uris[numbers]
+    facts = facts[numbers]
+    states = states[numbers]
+    return Known(store, folder, parts, starts, uris, facts, numbers, states, np.zeros(len(numbers), bool), images)
+
+
+def row_numbers(store: Store, folder: tuple[str, ...], parts: tuple[str, ...]) -> np.ndarray:
+    """(parts + 1,) int64: number of the first row of each part, and of all rows."""
+    return np.cumsum([0, *(count_rows(store, *folder, part) for part in parts)])
 
 
 def current_tables(
     store: Store, folder: tuple[str, ...], parts: tuple[str, ...], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """These columns of the current rows (one a URI, deleted ones left out), part by part; 9 bytes a row are held."""
-    uris, gone = Column(np.int64), Column(bool)
+    """These columns of the current rows (one a URI, deleted ones left out), part by part; 10 bytes a row are held."""
+    starts = row_numbers(store, folder, parts)
+    uris, current, stop = np.empty(starts[-1], np.int64), np.empty(starts[-1], bool), 0
     for part in parts:
         for batch in iter_parquet(store, *folder, part, columns=["uri", "status"]):
-            uris.add(map(hash, batch["uri"].to_pylist()))
-            gone.add(status == DELETED for status in batch["status"].to_pylist())
-    current = ~gone.joined()
+            start, stop = stop, stop + len(batch)
+            uris[start:stop] = [hash(uri) for uri in batch["uri"].to_pylist()]
+            current[start:stop] = [status != DELETED for status in batch["status"].to_pylist()]
     last = np.zeros(len(current), bool)
-    last[last_of_each(uris.joined())] = True
+    last[last_of_each(uris)] = True
     current &= last
-    start = 0
-    for part in parts:
+    for part, start, stop in zip(parts, starts, starts[1:], strict=False):
         table = read_parquet(store, *folder, part, columns=list(columns)).select(columns)
-        yield table.filter(pa.array(current[start : start + len(table)]))
-        start += len(table)
-
-
-class Column:
-    """Numbers that are added batch by batch."""
-
-    def __init__(self, dtype: Any) -> None:
-        self.dtype, self.arrays = dtype, [np.empty(0, dtype)]
-
-    def add(self, values: Iterable[Any]) -> None:
-        self.arrays.append(np.fromiter(values, self.dtype))
-
-    def joined(self) -> np.ndarray:
-        """All of them; they are not held here any longer."""
-        joined = np.concatenate(self.arrays)
-        self.arrays.clear()
-        return joined
+        yield table.filter(pa.array(current[start:stop]))
 
 
 def last_of_each(values: np.ndarray) -> np.ndarray:
     """Where each value is found last, in the order of the values, as uint32."""
     order = np.argsort(values, kind="stable").astype(np.uint32)
+    in_order = values[order]
     is_last = np.ones(len(values), bool)
-    np.not_equal(values[order[1:]], values[order[:-1]], out=is_last[:-1])
+    np.not_equal(in_order[1:], in_order[:-1], out=is_last[:-1])
     return order[is_last]
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.known import Column
 from tasks.manifest import nullable, stream_manifest
 from tasks.registry import ModelVersion
 from tasks.scoring import part_number, scores_folder
@@ -75,6 +74,22 @@ class CurrentImages:
         self.taken[place] = True
         size, width, height = self.facts[place].tolist()
         return {"size": size, "width": width or None, "height": height or None}
+
+
+class Column:
+    """Numbers that are added table by table."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype, self.arrays = dtype, [np.empty(0, dtype)]
+
+    def add(self, values: Iterable[Any]) -> None:
+        self.arrays.append(np.fromiter(values, self.dtype))
+
+    def joined(self) -> np.ndarray:
+        """All of them; they are not held here any longer."""
+        joined = np.concatenate(self.arrays)
+        self.arrays.clear()
+        return joined
 
 
 def count_scored(store: Store, collection: str, model: ModelVersion) -> int:
