@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+STRIP = 1024  # rows of a map that are made at once
+
 
 @lru_cache(maxsize=64)
 def resize_matrix(size: int, grid: int) -> np.ndarray:
@@ -48,7 +50,11 @@ def map_at(grid: Any, height: int, width: int, image_size: int, sigma: float) ->
     grid = np.asarray(grid)
     rows = resample_matrix(height, grid.shape[0], image_size, sigma)
     columns = resample_matrix(width, grid.shape[1], image_size, sigma)
-    return (rows @ grid @ columns.T).astype(np.float32)
+    anomaly_map = np.empty((height, width), np.float32)
+    for start in range(0, height, STRIP):  # float64 products of a whole scan would take twice its map
+        strip = np.s_[start : start + STRIP]
+        anomaly_map[strip] = rows[strip] @ grid @ columns.T
+    return anomaly_map
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+STRIP = 1024  # rows that are looked at together: the pixels of a whole scan's mask would be in memory thrice
+
 
 class Region(NamedTuple):
     """Bounding box (x, y, w, h) and area in pixels of the mask, and the highest value of the map in it."""
@@ -23,11 +25,13 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32]) -> l
     labels, boxes = label_regions(mask)
     if not boxes:
         return []
-    inside = labels[mask] - 1  # the region of each pixel of the mask
-    areas = np.bincount(inside, minlength=len(boxes))
-    peaks = np.full(len(boxes), -np.inf, np.float32)
-    np.maximum.at(peaks, inside, anomaly_map[mask])
-    regions = [Region(*box, int(area), float(peak)) for box, area, peak in zip(boxes, areas, peaks, strict=True)]
+    areas, peaks = np.zeros(len(boxes) + 1, np.int64), np.full(len(boxes) + 1, -np.inf, np.float32)
+    for start in range(0, len(mask), STRIP):
+        strip = np.s_[start : start + STRIP]
+        inside = labels[strip][mask[strip]]  # the number of the region of each pixel
+        areas += np.bincount(inside, minlength=len(areas))
+        np.maximum.at(peaks, inside, anomaly_map[strip][mask[strip]])
+    regions = [Region(*box, int(areas[n]), float(peaks[n])) for n, box in enumerate(boxes, start=1)]
     return sorted(regions, key=lambda region: (-region.peak, region.y, region.x))
 
 

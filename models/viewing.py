@@ -6,12 +6,13 @@ scaled to 8 bits instead of clipped.
 """
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 
 def as_viewed(image: Image.Image) -> Image.Image:
     """The image in mode L or RGB, upright, as a viewer would show it."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else exif_transpose copies, all of a scan
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("L", "RGB"):
         return image if "transparency" not in image.info else over_white(image.convert("RGBA"))
     if image.mode.startswith("I") or image.mode == "F":
