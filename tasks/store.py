@@ -45,7 +45,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         filesystem = fsspec.filesystem(protocol, **from_uri, **options)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"{uri!r} cannot be opened: {error}") from error
-    if getattr(filesystem, "session", "not S3") is None:
+    if protocol in S3 and filesystem.session is None:
         filesystem.session = s3_session(**filesystem.kwargs)
     return filesystem, filesystem._strip_protocol(uri)
 

@@ -3,6 +3,9 @@
 import hashlib
 import io
 import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,6 +71,37 @@ def test_new_changed_and_deleted_objects_are_told_apart(store: Store, source: Pa
     assert sorted(Path(uri).name for uri in manifest.rows["uri"]) == [
         "000.png", "001.png", "002.png", "003.png", "004.png", "010.png", "011.png",
     ]  # fmt: skip
+
+
+KILLED = """
+import sys
+from tasks import manifest
+
+manifest.PART_ROWS = manifest.ROW_GROUP = manifest.BLOCK = 64
+manifest.ingest_source.fn(sys.argv[1], "parts", sys.argv[2], "flat", False)
+"""
+
+
+def test_an_ingest_that_is_killed_leaves_whole_parts_and_the_next_one_goes_on(
+    store: Store, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(12_800):
+        (tmp_path / f"source/{number:04d}.png").touch()
+    command = [sys.executable, "-c", KILLED, store.uri, str(tmp_path / "source")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    while len(list_parts(store, "parts")) < 3:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    parts = list_parts(store, "parts")
+    assert len(parts) < 200
+    assert {len(read_part(store, "parts", part)) for part in parts} == {64}
+    monkeypatch.setattr(manifest, "CLAIM_SECONDS", 0.5)  # it may have died between a claim and its part
+    summary = ingest(store, tmp_path / "source", "flat")
+    assert (summary.listed, summary.unchanged) == (12_800, 64 * len(parts))
+    assert to_be_scored(store) == sorted(read_manifest(store, "parts").rows["image_id"])
 
 
 def test_an_object_that_comes_back_is_current_again(store: Store, source: Path) -> None:
