@@ -4,8 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -21,27 +20,12 @@ def watched() -> bool:
     return FlowRunContext.get() is not None and get_current_settings().api.url is not None
 
 
-class StandardError:
-    """As it is now; what nobody reads any more is dropped. A run goes on when the worker that reads it has died."""
-
-    def write(self, text: str) -> None:
-        with suppress(BrokenPipeError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with suppress(BrokenPipeError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
-
-
 class Progress:
     """Counts work that threads do; `advance` is safe to call from any of them."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc=what, unit=unit, file=StandardError(), dynamic_ncols=True, leave=True,
+        self.bar = tqdm(total=total, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=True,
                         mininterval=0.2 if terminal else 10.0, disable=total == 0)  # fmt: skip
         self.lock, self.total, self.reported = threading.Lock(), total, time.monotonic()
         self.artifact = self.create_artifact(what)

@@ -103,6 +103,7 @@ def test_all_flows_are_deployed_on_the_pool(deployments: dict[str, dict[str, Any
     for deployment in deployments.values():
         assert deployment["work_pool_name"] == "anomalyclip"
         assert deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+        assert deployment["job_variables"]["stream_output"] is False  # a run goes on when its worker has died
 
 
 def test_nights_are_scheduled_in_a_time_zone_and_wait_for_each_other(api: httpx.Client, deployments):
