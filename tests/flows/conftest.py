@@ -18,6 +18,7 @@ import s3fs
 from PIL import Image
 
 from flows.cli import main
+from infra.supervisor import free_port
 from models.embedded.generator import SPLIT, scene
 
 AWKWARD = ("good/a+b 100%.png", "good/größe #1.png", "good/two words.png")
@@ -86,12 +87,6 @@ def start(*arguments: str, cwd: Path, **variables: str) -> "subprocess.Popen[str
         command, cwd=cwd, env=environment | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager

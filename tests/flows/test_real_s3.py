@@ -21,7 +21,8 @@ import pytest
 import s3fs
 
 from infra.gateway import gateway
-from tests.flows.conftest import free_port, serving, start, write_images
+from infra.supervisor import free_port
+from tests.flows.conftest import serving, start, write_images
 
 pytestmark = pytest.mark.stack
 

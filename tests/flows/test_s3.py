@@ -4,7 +4,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from tests.flows.conftest import Command, free_port, serving, start
+from infra.supervisor import free_port
+from tests.flows.conftest import Command, serving, start
 
 
 def test_a_bucket_is_ingested_trained_on_scored_and_evaluated(

@@ -19,12 +19,13 @@ import s3fs
 import yaml
 
 from flows.cli import main
+from infra.supervisor import free_port
 from models import Detector
 from models.backbone import load_backbone
 from models.prompts import PromptLearner
 from tasks.registry import register_bundle, tracked_run
 from tasks.store import Store
-from tests.flows.conftest import free_port, serving, write_images
+from tests.flows.conftest import serving, write_images
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"

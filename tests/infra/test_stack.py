@@ -28,6 +28,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from infra.supervisor import free_port
 from models.embedded.generator import SPLIT
 from tasks.demo_data import generated_files, png
+from tests.flows.conftest import hear_ctrl_c
 
 pytestmark = pytest.mark.stack
 
@@ -147,11 +148,6 @@ class Running:
         return 3 <= len(self.parts(collection)) <= 30
 
 
-def hear_ctrl_c() -> None:
-    """A shell that runs the tests in the background lets them, and all that they start, ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while True:
@@ -205,13 +201,14 @@ def page() -> Iterator[Page]:
     assert not [url for url in asked if not re.match(r"http://127\.0\.0\.1[:/]|data:|blob:|file:", url)]
 
 
-def picture(page: Page, name: str) -> None:
+def picture(page: Page, name: str, height: int = 1000) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
+        page.set_viewport_size({"width": 1280, "height": height})
         page.mouse.move(0, 0)
         page.wait_for_timeout(1000)  # for what moves
         pixels = Image.open(io.BytesIO(page.screenshot()))
-        pixels.convert("RGB").quantize(256).save(Path(folder) / name, optimize=True)
+        pixels.convert("RGB").quantize(256, kmeans=4).save(Path(folder) / name, optimize=True)
 
 
 # --- from the browser -------------------------------------------------------------------------------------------------
@@ -284,7 +281,7 @@ def test_mlflow_has_the_night_and_the_model_it_was_scored_with(stack: Running, p
     page.get_by_text("Model training").click()
     page.goto(f"{stack.mlflow}/#/models/anomalyclip")
     expect(page.get_by_text("champion")).to_be_visible()
-    picture(page, "registry.png")
+    picture(page, "registry.png", height=560)
     bundle = stack.files.glob("mlflow/**/bundle/config.json")
     assert len(bundle) == 1
 

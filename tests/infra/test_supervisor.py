@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.supervisor import MARK, ChildError, Supervisor, answers, free_port, listens, marked_processes
+from tests.flows.conftest import hear_ctrl_c
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 STUBBORN = (
@@ -110,10 +111,9 @@ with Supervisor(Path({str(tmp_path)!r})) as supervisor:
     supervisor.watch()
 """
     environment = {name: value for name, value in os.environ.items() if name != MARK}
-    hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell in the background ignores it
     with subprocess.Popen(
         [sys.executable, "-c", script], env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=hear, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=hear_ctrl_c, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout
         pids = [int(process.stdout.readline()) for _ in range(2)]

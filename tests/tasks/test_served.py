@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from infra.supervisor import free_port
 from models.maps import map_at
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
@@ -26,7 +27,6 @@ from tasks.served import IMAGE_ROOTS, SERVING, THRESHOLDS, is_below
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts
 from tasks.thresholds import ClassThreshold, Thresholds, write_thresholds
-from tests.flows.conftest import free_port
 from tests.tasks.conftest import Registered, photo
 
 PHOTOS = {"a.png": (40, 60), "b 100%.png": (90, 30), "c.png": (64, 64)}
