@@ -20,7 +20,7 @@ from models.intervals import bootstrap_image_metrics, interval
 from models.metrics import image_metrics
 from tasks.errors import InputError
 from tasks.evaluation import METRICS, metric_name
-from tasks.registry import EXPERIMENT, use_tracking
+from tasks.registry import EXPERIMENT, tracking_name, use_tracking
 from tasks.store import Store
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
@@ -167,7 +167,7 @@ def find_run(client: MlflowClient, run: str) -> Run:
     """The finished evaluation run with this id, or with the only id that begins so."""
     found = search(client, f"attributes.run_id LIKE '{run}%'") if run.isalnum() else []
     if not found:
-        raise InputError(f"there is no finished evaluation run {run!r} in {mlflow.get_tracking_uri()}")
+        raise InputError(f"there is no finished evaluation run {run!r} in {tracking_name()}")
     if len(found) > 1:
         raise InputError(f"{len(found)} evaluation runs begin with {run!r}: write more of the id")
     return found[0]

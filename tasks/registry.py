@@ -122,7 +122,7 @@ def resolve_model(store: Store, model: str) -> ModelVersion:
         if error.error_code not in UNKNOWN:
             raise
         hint = "train one with `anomalyclip train`" if model == CHAMPION_URI else "see `mlflow ui` for those there are"
-        raise InputError(f"there is no model {model!r} in {mlflow.get_tracking_uri()}: {hint}") from error
+        raise InputError(f"there is no model {model!r} in {tracking_name()}: {hint}") from error
     uri = f"models:/{found.name}/{found.version}"
     digest = found.tags.get("bundle_digest")
     if digest is None:
@@ -213,6 +213,12 @@ def mlflow_links(store: Store, model: ModelVersion, run_id: str | None = None) -
         return {}
     links = {"model": f"{server}/models/{model.name}/versions/{model.version}"}
     return links | ({"mlflow-run": f"{server}/experiments/{experiment.experiment_id}/runs/{run_id}"} if run_id else {})
+
+
+def tracking_name() -> str:
+    """What MLflow is connected to, as messages may name it: without its password."""
+    uri = urlsplit(mlflow.get_tracking_uri())
+    return uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl()
 
 
 def pages_of(tracking_uri: str) -> str | None:

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -24,6 +25,7 @@ from tasks.registry import (
     register_bundle,
     resolve_model,
     tracked_run,
+    tracking_name,
     use_tracking,
 )
 from tasks.store import Store
@@ -192,3 +194,16 @@ def test_a_run_that_fails_is_marked_as_failed(store: Store) -> None:
 )
 def test_pages_are_those_of_a_server_without_its_password(uri: str, pages: str | None) -> None:
     assert pages_of(uri) == pages
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("postgresql+psycopg://me:hidden@db:5432/mlflow", "postgresql+psycopg://db:5432/mlflow"),
+        ("http://me:hidden@mlflow.example/", "http://mlflow.example/"),
+        ("sqlite:////store/mlflow.db", "sqlite:////store/mlflow.db"),
+    ],
+)
+def test_messages_name_the_registry_without_its_password(uri: str, name: str, monkeypatch) -> None:
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    assert tracking_name() == name
