@@ -1,6 +1,7 @@
 """Bundles in the MLflow registry: `anomalyclip`, its versions, and the alias `champion` of the one that scores."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -217,8 +218,7 @@ def mlflow_links(store: Store, model: ModelVersion, run_id: str | None = None) -
 
 def tracking_name() -> str:
     """What MLflow is connected to, as messages may name it: without its password."""
-    uri = urlsplit(mlflow.get_tracking_uri())
-    return uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl()
+    return re.sub(r"(?<=://)[^/]*@", "", mlflow.get_tracking_uri())
 
 
 def pages_of(tracking_uri: str) -> str | None:
