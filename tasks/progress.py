@@ -46,8 +46,9 @@ class Progress:
             self.report()
 
     def report(self) -> None:
-        if self.artifact and self.total:
-            update_progress_artifact(self.artifact, progress=100.0 * min(1.0, self.bar.n / self.total))
+        if self.artifact and self.total is not None:
+            share = min(1.0, self.bar.n / self.total) if self.total else 1.0
+            update_progress_artifact(self.artifact, progress=100.0 * share)
 
 
 class Stopped(Exception):
@@ -65,6 +66,8 @@ def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Pro
     _current.append(bar)
     try:
         yield bar
+        if bar.total is None:
+            bar.total = bar.bar.n  # known by now
     finally:
         _current.remove(bar)
         bar.report()
