@@ -29,7 +29,7 @@ DATABASES = ("prefect", "mlflow")
 STORE, ARTIFACTS, IMAGES = "anomalyclip", "mlflow", "images"  # the buckets
 RESTARTS = 20  # of servers that ended by themselves, before something must be wrong
 GIB = 2**30
-QUIET = {
+DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,6 +37,7 @@ QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
 }
 
 
@@ -216,6 +217,7 @@ def start_mlflow(stack: Stack, supervisor: Supervisor, s3: S3) -> None:
     environment = s3.environment | {
         "MLFLOW_BACKEND_STORE_URI": stack.database("postgresql+psycopg", "mlflow"),
         "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{ARTIFACTS}",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"localhost:*,{LOOPBACK}:*,{stack.host}:*",
     }
     command = [
         PYTHON,
@@ -243,7 +245,6 @@ def deploy(stack: Stack) -> None:
 
 def start_worker(stack: Stack, supervisor: Supervisor, s3: S3) -> None:
     environment = stack.addresses() | s3.environment | {"PREFECT_HOME": str(stack.folder / "prefect-worker")}
-    environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "2"))
     command = [PYTHON, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "stack"]
     supervisor.start("worker", command, environment=environment)
 
@@ -254,7 +255,7 @@ def start_worker(stack: Stack, supervisor: Supervisor, s3: S3) -> None:
 def base_environment() -> dict[str, str]:
     """Ours, without what would point to other servers or bring other keys."""
     foreign = ("AWS_", "PREFECT_API_", "PREFECT_SERVER_DATABASE_", "MLFLOW_TRACKING_", "PG", "ANOMALYCLIP_STORE")
-    return QUIET | {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return DEFAULTS | {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
 def write_private(file: Path, text: str) -> None:

@@ -52,14 +52,12 @@ class Running:
         self.api = httpx.Client(base_url=f"{self.prefect}/api", timeout=60)
 
     def start(self) -> None:
-        ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
         quick = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING")}
         with (self.folder / "said").open("w") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "infra.stack", "--folder", str(self.folder / "stack"), *ports], cwd=ROOT,
-                env=environment | quick | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=said, start_new_session=True,
-                preexec_fn=hear_ctrl_c,
+                self.command("stack"), cwd=ROOT, env=environment | quick | {"OMP_NUM_THREADS": "1"},
+                stdout=said, stderr=said, start_new_session=True, preexec_fn=hear_ctrl_c,
             )  # fmt: skip
         wait_for(lambda: "Ctrl-C stops everything" in self.said() or self.process.poll() is not None)
         assert self.process.poll() is None, self.said()
@@ -69,6 +67,10 @@ class Running:
             endpoint_url=self.variables["AWS_ENDPOINT_URL"], key=self.variables["AWS_ACCESS_KEY_ID"],
             secret=self.variables["AWS_SECRET_ACCESS_KEY"], use_listings_cache=False, skip_instance_cache=True,
         )  # fmt: skip
+
+    def command(self, folder: str) -> list[str]:
+        ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
+        return [sys.executable, "-m", "infra.stack", "--folder", str(self.folder / folder), *ports]
 
     def said(self) -> str:
         return (self.folder / "said").read_text()
@@ -435,6 +437,13 @@ def test_servers_listen_on_the_loopback_alone(stack: Running):
     addresses = [c.laddr for c in connections if c.pid in family and c.status == psutil.CONN_LISTEN]
     assert {address.ip for address in addresses} == {"127.0.0.1"}
     assert set(stack.ports.values()) <= {address.port for address in addresses}
+
+
+def test_a_second_stack_says_which_port_is_taken(stack: Running):
+    done = subprocess.run(stack.command("second"), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    taken = f"stack: something listens on port {stack.ports['prefect']} already: choose another by --prefect-port"
+    assert done.stderr.startswith(taken)
 
 
 def test_ctrl_c_stops_everything_and_the_next_start_goes_on(stack: Running):
