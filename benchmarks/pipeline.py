@@ -110,7 +110,7 @@ def draw(folder: Path, images: int) -> None:
     for number in range(images):
         path = folder / ("damaged" if number % 2 else "good") / f"{number:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn[number % DISTINCT].save(path)
+        drawn[number % DISTINCT].save(path, compress_level=1)
 
 
 def upload(folder: Path) -> None:
@@ -183,7 +183,6 @@ def empty_tasks(count: int) -> float:
     from prefect.cache_policies import NO_CACHE
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from flows.score import wait_or_stop
     from tasks.registry import CHAMPION_URI, resolve_model
     from tasks.retries import DELAYS, JITTER, RETRIES, transient
     from tasks.scoring import ScoredShard, Shard
@@ -201,10 +200,9 @@ def empty_tasks(count: int) -> float:
         job = {"store": STORE, "collection": COLLECTION, "model": resolve_model(Store(STORE), CHAMPION_URI)}
         started = time.perf_counter()
         with ThreadPoolTaskRunner(max_workers=1) as runner:
-            wait_or_stop([
-                runner.submit(nothing, job | {"precision": "fp32", "shard": Shard("part-00000.parquet", 256, i, 1)})
-                for i in range(count)
-            ])  # fmt: skip
+            for number in range(count):
+                shard = Shard("part-00000.parquet", SHARD_SIZE, number, 1)
+                runner.submit(nothing, job | {"precision": "fp32", "shard": shard}).wait()
         return 1000 * (time.perf_counter() - started) / count
 
     return float(shards())
@@ -316,11 +314,16 @@ def measure_ingest(keys: int) -> dict[str, float]:
     listed, bare = bare_listing()
     found, seconds, peak = in_its_own_process(ingest_keys)
     assert listed == found == keys
+    print(
+        f"ingest: {keys} keys, bare listing {keys / bare:.0f}/s, ingest {keys / seconds:.0f}/s "
+        f"({bare / seconds:.2f} of it), peak {1000 * peak:.0f} MB",
+        flush=True,
+    )
     return {"keys": keys, "bare_per_second": keys / bare, "ingest_per_second": keys / seconds, "ingest_peak_gb": peak}
 
 
-def measure_score(folder: Path, log: Path, images: int) -> tuple[list[Scoring], int]:
-    """The bare loop and every way of the command; and how many masks each of the latter wrote."""
+def measure_score(folder: Path, log: Path, images: int) -> dict[str, Any]:
+    """The bare loop and every way of the command, and how many masks and shards each of the latter wrote."""
     print(f"drawing {images} images and training a champion", file=sys.stderr)
     draw(folder, images)
     upload(folder)
@@ -328,32 +331,37 @@ def measure_score(folder: Path, log: Path, images: int) -> tuple[list[Scoring], 
     command("demo", "--images", "20", "--cells", "1", "--epochs", "10")
     count, seconds, peak = in_its_own_process(bare_loop, folder)
     ways = [Scoring("bare loop, local disk, nothing written", seconds, count / seconds, peak, peak, {})]
-    for way, options in WAYS.items():
-        print(way, file=sys.stderr)
-        ways.append(score(way, log, *options))
-        assert len(written(s3_client(), "scores")) == -(-images // SHARD_SIZE)
-    return ways, len(written(s3_client(), "masks"))
-
-
-def show(found: dict[str, Any]) -> None:
-    ingest, ways = found["ingest"], [Scoring(**way) for way in found["score"]]
-    share = ingest["ingest_per_second"] / ingest["bare_per_second"]
-    print(
-        f"ingest: {ingest['keys']} keys, bare listing {ingest['bare_per_second']:.0f}/s, "
-        f"ingest {ingest['ingest_per_second']:.0f}/s ({share:.2f}), peak {1000 * ingest['ingest_peak_gb']:.0f} MB"
-    )
-    print(f"score: {found['images']} images, {found['masks']} masks, {found['shards']} shards")
     print("| way | seconds | images/s | of the bare loop | GB | GB with all it started | requests |")
     print("|---|---|---|---|---|---|---|")
-    for way in ways:
-        told = ", ".join(f"{count} {method}" for method, count in way.requests.items()) or "–"
-        print(
-            f"| {way.way} | {way.seconds:.1f} | {way.per_second:.1f} | {way.per_second / ways[0].per_second:.2f} "
-            f"| {way.peak_gb:.2f} | {way.all_processes_gb:.2f} | {told} |"
-        )
-    print(f"Prefect: {found['prefect_ms']:.1f} ms a shard")
-    for side, (prepare, cut) in found["cpu_ms"].items():
-        print(f"CPU, {side} x {side} JPEG: {prepare:.1f} ms to prepare it, {cut:.1f} ms to cut its mask")
+    show(ways[0], ways[0])
+    for way, options in WAYS.items():
+        ways.append(score(way, log, *options))
+        show(ways[-1], ways[0])
+    masks, shards = (len(written(s3_client(), kind)) for kind in ("masks", "scores"))
+    print(f"{images} images, {masks} masks, {shards} shards", flush=True)
+    return {"images": images, "masks": masks, "shards": shards, "ways": [asdict(way) for way in ways]}
+
+
+def show(way: Scoring, bare: Scoring) -> None:
+    told = ", ".join(f"{count} {method}" for method, count in way.requests.items()) or "–"
+    print(
+        f"| {way.way} | {way.seconds:.1f} | {way.per_second:.1f} | {way.per_second / bare.per_second:.2f} "
+        f"| {way.peak_gb:.2f} | {way.all_processes_gb:.2f} | {told} |",
+        flush=True,
+    )
+
+
+def measure_prefect() -> float:
+    found = in_its_own_process(empty_tasks, EMPTY_TASKS)
+    print(f"Prefect: {found:.1f} ms a shard", flush=True)
+    return float(found)
+
+
+def measure_cpu() -> dict[int, tuple[float, float]]:
+    found = {side: in_its_own_process(cpu_work, side) for side in (256, 1024, 2048)}
+    for side, (prepare, cut) in found.items():
+        print(f"CPU, {side} x {side} JPEG: {prepare:.1f} ms to prepare it, {cut:.1f} ms to cut its mask", flush=True)
+    return found
 
 
 def main() -> None:
@@ -364,18 +372,18 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="anomalyclip-") as name, gateway(Path(name) / "s3") as s3:
         folder = Path(name)
-        local = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PREFECT_HOME": str(folder / "prefect"),
-                 "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}  # fmt: skip
-        with chdir(folder), environment(s3.environment | local | {"ANOMALYCLIP_STORE": STORE}):  # MLflow writes there
+        variables = s3.environment | {
+            "ANOMALYCLIP_STORE": STORE, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        }  # fmt: skip
+        with chdir(folder), environment(variables):  # MLflow writes its artifacts there
             s3.make_buckets("keys", "photos", "results")
-            found: dict[str, Any] = {"ingest": measure_ingest(arguments.keys)}
-            ways, masks = measure_score(folder / "images", folder / "s3/client.rgw.log", arguments.images)
-            found |= {"images": arguments.images, "masks": masks, "shards": -(-arguments.images // SHARD_SIZE)}
-            found |= {
-                "score": [asdict(way) for way in ways],
-                "prefect_ms": in_its_own_process(empty_tasks, EMPTY_TASKS),
+            found = {
+                "cpu_ms": measure_cpu(),
+                "ingest": measure_ingest(arguments.keys),
+                "score": measure_score(folder / "images", folder / "s3/client.rgw.log", arguments.images),
+                "prefect_ms": measure_prefect(),
             }
-    show(found)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
