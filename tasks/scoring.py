@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
@@ -36,7 +37,7 @@ from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, count_rows, read_rows, to_parquet, to_table
+from tasks.tables import MAPS, SCORES, count_rows, read_parquet, to_parquet, to_table
 from tasks.thresholds import Calibration, find_calibration
 
 SHARD_SIZE = 256
@@ -120,9 +121,16 @@ def plan_shards(
 
 
 def read_shard(store: Store, collection: str, shard: Shard) -> list[dict[str, Any]]:
-    start, columns = shard.index * shard.size, ["image_id", "uri", "etag", "size", "class_name"]
-    part = (*manifest_folder(collection), shard.manifest_part)
-    return list(read_rows(store, start, start + shard.length, *part, columns=columns).to_pylist())
+    return list(
+        read_part(store, collection, shard.manifest_part).slice(shard.index * shard.size, shard.size).to_pylist()
+    )
+
+
+@lru_cache(maxsize=2)
+def read_part(store: Store, collection: str, part: str) -> pa.Table:
+    """What scoring needs of a manifest part, in one request for all of its shards: a part never changes."""
+    columns = ["image_id", "uri", "etag", "size", "class_name"]
+    return read_parquet(store, *manifest_folder(collection), part, columns=columns)
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------

@@ -83,21 +83,6 @@ def read_parquet(
     return pq.read_table(io.BytesIO(store.read(*parts)), columns=columns, schema=schema)
 
 
-def read_rows(store: Store, start: int, stop: int, *parts: str, columns: list[str]) -> pa.Table:
-    """Rows start..stop of one Parquet file: its footer and the row groups that hold them, as ranges."""
-    with open_part(store, *parts) as file:
-        reader = pq.ParquetFile(file, pre_buffer=True)  # neighbouring columns in one request
-        groups: list[int] = []
-        before = first = 0
-        for group in range(reader.num_row_groups):
-            rows = reader.metadata.row_group(group).num_rows
-            if before < stop and before + rows > start:
-                first = first if groups else before
-                groups.append(group)
-            before += rows
-        return reader.read_row_groups(groups, columns).slice(start - first, stop - start)
-
-
 def iter_parquet(store: Store, *parts: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of one Parquet file in batches of at most BATCH, read as they are asked for."""
     with open_part(store, *parts) as file:

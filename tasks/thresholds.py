@@ -97,8 +97,12 @@ def parse_thresholds(data: bytes, where: str) -> Thresholds:
         raise InputError(f"{where} holds no thresholds: {error}; run `anomalyclip calibrate` again") from error
 
 
+@lru_cache(maxsize=8)
 def find_calibration(store: Store, collection: str, model: ModelVersion, manifest_part: int) -> Calibration | None:
-    """What counts for the images of a manifest part, by its number; None while nothing is calibrated."""
+    """What counts for the images of a manifest part, by its number; None while nothing is calibrated.
+
+    It never changes: `calibrate` sets what counts for the parts to come.
+    """
     folder = thresholds_folder(collection, model.partition)
     names = [path.partition("/")[0] for path in store.find(*folder, suffix=THRESHOLD_FILE)]
     before = [name for name in names if name <= calibration_name(manifest_part)]
