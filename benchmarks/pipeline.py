@@ -55,13 +55,17 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Scoring:
-    """One way to score all images: seconds, images a second, GB at the peak, the server's requests by method."""
+    """One way to score all images: seconds, images a second, GB at the peak, the S3 server's requests by method.
+
+    server_cpu: core seconds that the server took from the same machine.
+    """
 
     way: str
     seconds: float
     per_second: float
     peak_gb: float
     all_processes_gb: float
+    server_cpu: float
     requests: dict[str, int]
 
 
@@ -152,13 +156,14 @@ def bare_loop(folder: Path) -> tuple[int, float, float]:
 def score(way: str, log: Path, *options: str) -> Scoring:
     """All images by the command, after what an earlier way wrote is removed."""
     forget_scores()
-    before = requests(log)
+    before, server = requests(log), server_cpu()
     summary, peak, everything = command("score", "--collection", COLLECTION, *options)
     time.sleep(1)  # the gateway's log
     seen = requests(log) - before
     return Scoring(
-        way, summary["seconds"], summary["scored"] / summary["seconds"], peak, everything, dict(sorted(seen.items()))
-    )
+        way, summary["seconds"], summary["scored"] / summary["seconds"], peak, everything,
+        server_cpu() - server, dict(sorted(seen.items())),
+    )  # fmt: skip
 
 
 def forget_scores() -> None:
@@ -289,6 +294,13 @@ def requests(log: Path) -> Counter[str]:
     return Counter(found[1] for line in log.read_text(errors="replace").splitlines() if (found := REQUEST.search(line)))
 
 
+def server_cpu() -> float:
+    """Core seconds of the S3 server so far."""
+    children = psutil.Process().children(recursive=True)
+    server = [child for child in children if child.name() in ("radosgw", "ceph-osd", "ceph-mon")]
+    return float(sum(sum(child.cpu_times()[:2]) for child in server))
+
+
 def s3_client() -> Any:
     return botocore.session.get_session().create_client("s3", config=botocore.config.Config(max_pool_connections=16))
 
@@ -330,9 +342,9 @@ def measure_score(folder: Path, log: Path, images: int) -> dict[str, Any]:
     command("ingest", "s3://photos", "--collection", COLLECTION, "--layout", "folders")
     command("demo", "--images", "20", "--cells", "1", "--epochs", "10")
     count, seconds, peak = in_its_own_process(bare_loop, folder)
-    ways = [Scoring("bare loop, local disk, nothing written", seconds, count / seconds, peak, peak, {})]
-    print("| way | seconds | images/s | of the bare loop | GB | GB with all it started | requests |")
-    print("|---|---|---|---|---|---|---|")
+    ways = [Scoring("bare loop, local disk, nothing written", seconds, count / seconds, peak, peak, 0.0, {})]
+    print("| way | seconds | images/s | of the bare loop | GB | GB with all it started | server's core s | requests |")
+    print("|---|---|---|---|---|---|---|---|")
     show(ways[0], ways[0])
     for way, options in WAYS.items():
         ways.append(score(way, log, *options))
@@ -346,7 +358,7 @@ def show(way: Scoring, bare: Scoring) -> None:
     told = ", ".join(f"{count} {method}" for method, count in way.requests.items()) or "–"
     print(
         f"| {way.way} | {way.seconds:.1f} | {way.per_second:.1f} | {way.per_second / bare.per_second:.2f} "
-        f"| {way.peak_gb:.2f} | {way.all_processes_gb:.2f} | {told} |",
+        f"| {way.peak_gb:.2f} | {way.all_processes_gb:.2f} | {way.server_cpu:.1f} | {told} |",
         flush=True,
     )
 
