@@ -83,7 +83,7 @@ def test_json_is_the_only_thing_on_standard_output(tmp_path: Path, images: Path)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["ingest", "nowhere", "--collection", "parts"], "'nowhere' does not exist"),
+        (["ingest", "nowhere", "--collection", "parts"], "/nowhere' does not exist"),
         (["ingest", ".", "--collection", "parts"], "holds no image"),
         (["ingest", ".", "--collection", "../parts"], "is no name for a collection"),
         (["ingest", ".", "--collection", "parts", "--layout", "magic"], "invalid choice: 'magic'"),
