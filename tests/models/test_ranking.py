@@ -133,4 +133,6 @@ def test_memory_does_not_grow_with_the_number_of_maps(monkeypatch: pytest.Monkey
         return found
 
     peak(4)
-    assert peak(800) < peak(400) + 1_000_000  # the pixels of the other 400 are 8 MB; threads of other tests allocate, too
+    assert (
+        peak(800) < peak(400) + 1_000_000
+    )  # the pixels of the other 400 are 8 MB; threads of other tests allocate, too
