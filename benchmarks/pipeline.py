@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -382,6 +383,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and stop the server
     with tempfile.TemporaryDirectory(prefix="anomalyclip-") as name, gateway(Path(name) / "s3") as s3:
         folder = Path(name)
         variables = s3.environment | {
