@@ -32,12 +32,12 @@ from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
 from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
-from tasks.manifest import FACTS_PART, list_parts, manifest_folder
+from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
 from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, count_rows, read_parquet, to_parquet, to_table
+from tasks.tables import MAPS, SCORES, count_rows, to_parquet, to_table
 from tasks.thresholds import Calibration, find_calibration
 
 SHARD_SIZE = 256
@@ -121,16 +121,14 @@ def plan_shards(
 
 
 def read_shard(store: Store, collection: str, shard: Shard) -> list[dict[str, Any]]:
-    return list(
-        read_part(store, collection, shard.manifest_part).slice(shard.index * shard.size, shard.size).to_pylist()
-    )
+    table = part_rows(store, collection, shard.manifest_part)
+    return list(table.slice(shard.index * shard.size, shard.size).to_pylist())
 
 
 @lru_cache(maxsize=2)
-def read_part(store: Store, collection: str, part: str) -> pa.Table:
+def part_rows(store: Store, collection: str, part: str) -> pa.Table:
     """What scoring needs of a manifest part, in one request for all of its shards: a part never changes."""
-    columns = ["image_id", "uri", "etag", "size", "class_name"]
-    return read_parquet(store, *manifest_folder(collection), part, columns=columns)
+    return read_part(store, collection, part, ["image_id", "uri", "etag", "size", "class_name"])
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------
