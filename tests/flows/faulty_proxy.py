@@ -26,7 +26,7 @@ class Faults:
     refuse: Callable[[str, str], bool] = lambda method, path: False
     hang_seconds: float = 3.0
     seen: Counter[str] = field(default_factory=Counter)
-    draws: random.Random = field(default_factory=lambda: random.Random(0))
+    draws: random.Random = field(default_factory=lambda: random.Random(3))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def choose(self, method: str, path: str) -> str:
