@@ -33,7 +33,7 @@ from tasks.store import Store
 from tasks.tables import MANIFEST, ROW_GROUP, read_parquet, to_parquet, to_table
 
 READERS = 16  # concurrent reads of image headers
-BLOCK = 1024  # rows that are compared with the manifest at a time
+BLOCK = 4096  # rows that are compared with the manifest at a time
 PART_ROWS = 128 * ROW_GROUP
 FACTS_PART = "-facts"
 CLAIM_SECONDS = 60.0

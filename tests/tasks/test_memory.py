@@ -35,3 +35,40 @@ def test_ten_times_the_objects_take_a_few_bytes_an_object_more(tmp_path: Path) -
     small, large = peak_memory(tmp_path, 5_000), peak_memory(tmp_path, 50_000)
     assert (large - small) / 45_000 < 400
     assert large < 400e6
+
+
+READ_KNOWN = """
+import sys
+import pyarrow as pa
+from tasks import known
+from tasks.store import Store
+from tasks.tables import MANIFEST, to_parquet
+
+store, rows, part_rows = Store(sys.argv[1]), int(sys.argv[2]), 50_000
+for start in range(0, rows, part_rows):
+    numbers = range(start, start + part_rows)
+    columns = {
+        "image_id": [f"{2**60 + n * 0x9E3779B97F4A7C15 % 2**60:016x}" for n in numbers],
+        "uri": [f"s3://bucket/{n}.png" for n in numbers],
+        "status": ["listed"] * part_rows,
+    }
+    columns |= {f.name: pa.nulls(part_rows, f.type) for f in MANIFEST if f.name not in columns}
+    store.write(to_parquet(pa.table(columns).select(MANIFEST.names).cast(MANIFEST)), f"part-{start:09d}.parquet")
+known.SLICE = 1 << 15  # both are sorted in many pieces
+before = known.read_known(store, (), tuple(store.find(suffix=".parquet")))
+assert len(before.uris) == len(before.images) == rows
+assert len(list(before.unlisted("s3://bucket/99999"))) == 11
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak)
+"""
+
+
+def test_what_is_known_takes_no_memory_however_much_it_is(tmp_path: Path) -> None:
+    peaks = []
+    for rows in (1_000_000, 2_000_000):
+        command = [sys.executable, "-c", READ_KNOWN, str(tmp_path / str(rows)), str(rows)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+        assert done.returncode == 0, done.stderr
+        peaks.append(1024 * int(done.stdout))
+    assert peaks[1] - peaks[0] < 10 * 1_000_000
+    assert peaks[1] < 400e6
