@@ -124,8 +124,8 @@ def shard_scorer(
 def score_in_threads(
     job: dict[str, Any], shards: list[Shard], workers: int
 ) -> tuple[list[ScoredShard], list[ShardFailure]]:
-    """A Prefect task a shard, `workers` at a time; a few more wait, however many shards there are."""
-    runner: ThreadPoolTaskRunner[ScoredShard] = ThreadPoolTaskRunner(max_workers=workers)
+    """A Prefect task a shard, `workers` at a time and one that reads ahead; a few more wait, however many there are."""
+    runner: ThreadPoolTaskRunner[ScoredShard] = ThreadPoolTaskRunner(max_workers=workers + 1)
     done, failed = list[ScoredShard](), list[ShardFailure]()
     waiting = deque[tuple[Shard, PrefectFuture[ScoredShard]]]()
     try:

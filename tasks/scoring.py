@@ -8,8 +8,9 @@ shard scored twice gives the same bytes.
 import io
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -195,6 +196,7 @@ def map_threshold(config: DetectorConfig) -> float:
 
 
 _loading = threading.Lock()
+_model = threading.Lock()  # of a process: while one shard has the model, the next one's images are read
 
 
 def loaded_detector(store: str, model: ModelVersion, precision: str) -> Detector | Baseline:
@@ -214,13 +216,14 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
     scored, maps = [], []
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         pending: deque[Future[dict[str, Any]]] = deque()
-        for row, result in score_rows(detector, rows, readers):
-            pending.append(writers.submit(finish_row, output, row, result))
-            if isinstance(result, ScoredImage):
-                maps.append(map_row(row, result.grid))
-            while len(pending) > 4 * WRITERS:
-                scored.append(pending.popleft().result())
-            advance()
+        with closing(score_rows(detector, rows, readers)) as results:
+            for row, result in results:
+                pending.append(writers.submit(finish_row, output, row, result))
+                if isinstance(result, ScoredImage):
+                    maps.append(map_row(row, result.grid))
+                while len(pending) > 4 * WRITERS:
+                    scored.append(pending.popleft().result())
+                advance()
         scored += [future.result() for future in pending]
     output.write_shard("maps", shard, to_parquet(to_table(maps, MAPS)))
     output.write_shard("scores", shard, to_parquet(to_table(scored, SCORES)))
@@ -238,11 +241,11 @@ class ScoredImage:
 
 def score_rows(
     detector: Detector | Baseline, rows: list[dict[str, Any]], readers: ThreadPoolExecutor, load: Load | None = None
-) -> Iterator[tuple[dict[str, Any], ScoredImage | UnreadableImage]]:
+) -> Generator[tuple[dict[str, Any], ScoredImage | UnreadableImage], None, None]:
     """Every row in order with its result. Batches are fixed slices of the rows, whatever is unreadable in them.
 
     load: from a row to its pixels, load_pixels where nothing is given. A baseline's prompts name the class: it takes
-    neighbouring rows of one class at a time.
+    neighbouring rows of one class at a time. The model is held from the first batch until the iterator ends or is closed.
     """
     if isinstance(detector, Baseline):
         for class_name, same in groupby(rows, itemgetter("class_name")):
@@ -252,14 +255,17 @@ def score_rows(
     slices = [rows[i : i + size] for i in range(0, len(rows), size)]
     loaded: deque[list[Pixels | UnreadableImage]] = deque()
 
-    def batches() -> Iterator[np.ndarray]:
-        for batch in read_ahead(readers, slices, side, load):
+    def batches(turn: ExitStack) -> Iterator[np.ndarray]:
+        for number, batch in enumerate(read_ahead(readers, slices, side, load)):
+            if number == 0:
+                turn.enter_context(_model)
             loaded.append(batch)
             squares = [image.square for image in batch if isinstance(image, Pixels)]
             yield np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
 
-    for batch_rows, scored in zip(slices, score_stream(detector, batches()), strict=True):
-        yield from pair_results(batch_rows, loaded.popleft(), scored)
+    with ExitStack() as turn:
+        for batch_rows, scored in zip(slices, score_stream(detector, batches(turn)), strict=True):
+            yield from pair_results(batch_rows, loaded.popleft(), scored)
 
 
 def pair_results(

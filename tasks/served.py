@@ -58,7 +58,8 @@ class ServedModel(PythonModel):
         names = model_input["class_name"] if "class_name" in model_input else [self.only_class()] * len(model_input)
         rows = [{"image": i, "class_name": name} for i, name in zip(model_input["image"], names, strict=True)]
         with ThreadPoolExecutor(READERS) as readers:
-            found = [self.answer(row, result) for row, result in score_rows(self.detector, rows, readers, load_given)]
+            results = list(score_rows(self.detector, rows, readers, load_given))
+        found = [self.answer(row, result) for row, result in results]
         return pd.DataFrame(found, index=model_input.index, columns=COLUMNS, dtype=object)
 
     def only_class(self) -> str | None:
