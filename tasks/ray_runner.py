@@ -32,6 +32,7 @@ from prefect.logging import get_run_logger
 from tasks.errors import InputError
 from tasks.progress import advance
 from tasks.registry import configured_tracking_uri
+from tasks.retries import PERMANENT
 from tasks.scoring import ScoredShard, Shard, ShardFailure, score_shard
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -53,9 +54,13 @@ NO_MEMORY_MONITOR = {"memory_monitor_refresh_ms": 0}  # it kills our workers for
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a shard, where, and the warnings and errors (level, message) that were logged meanwhile."""
+    """What came of a shard, where, and the warnings and errors (level, message) that were logged meanwhile.
+
+    transient: whether another try may help where it failed.
+    """
 
     result: ScoredShard | ShardFailure | InputError
+    transient: bool
     worker: str
     log: list[tuple[int, str]]
 
@@ -87,6 +92,7 @@ class ShardScorer:
 
     def score(self, shard: Shard, delay: float) -> Answer:
         result: ScoredShard | ShardFailure | InputError
+        transient = True
         time.sleep(delay)
         try:
             result = score_shard.fn(**self.job, shard=shard)
@@ -95,7 +101,8 @@ class ShardScorer:
         except Exception as error:
             logging.exception("%s failed", shard.name)
             result = ShardFailure(shard.name, f"{type(error).__name__}: {error}")
-        return Answer(result, f"{ray.util.get_node_ip_address()} pid {os.getpid()}", self.log.take())
+            transient = not isinstance(error, PERMANENT)
+        return Answer(result, transient, f"{ray.util.get_node_ip_address()} pid {os.getpid()}", self.log.take())
 
 
 @contextmanager
@@ -198,8 +205,11 @@ class Pool:
             self.log.log(level, "%s: %s", answer.worker, line)
         if isinstance(answer.result, InputError):
             raise answer.result
-        if isinstance(answer.result, ShardFailure):
+        if isinstance(answer.result, ShardFailure) and answer.transient:
             self.failed_once(answer.result, shard)
+        elif isinstance(answer.result, ShardFailure):
+            self.log.error("%s failed: %s", shard.name, answer.result.reason)
+            self.failed.append(answer.result)
         else:
             self.log.info("%s: %d images, on %s", shard.name, answer.result.images, answer.worker)
             self.scored.append(answer.result)

@@ -70,6 +70,21 @@ def test_a_run_that_fails_half_way_is_finished_by_the_next_one(anomalyclip: Comm
     assert results(buckets) == scored
 
 
+@pytest.mark.parametrize("runner", ["threads", "ray"])
+def test_an_image_that_may_not_be_read_fails_its_shard_at_once_and_the_rest_is_committed(
+    anomalyclip: Command, buckets, scored, faults, runner: str
+):
+    faults.refuse = lambda method, path: method == "GET" and path.endswith("/001.png")
+    answer = anomalyclip("score", "--collection", "line", "--shard-size", "4", "--runner", runner)
+    assert answer.code == 1
+    assert "1 of 3 shards of 'line' failed, the others are committed" in answer.err
+    assert "PermissionError" in answer.err
+    assert faults.seen["denied"] == 1
+    faults.refuse = lambda method, path: False
+    assert anomalyclip("score", "--collection", "line", "--shard-size", "4").code == 0
+    assert results(buckets) == scored
+
+
 def test_credentials_that_may_not_write_are_refused_before_work_starts(anomalyclip: Command, scored, faults):
     faults.refuse = lambda method, path: method in ("PUT", "POST", "DELETE")
     before = faults.seen.copy()
