@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.stem import ConvStem
+
 EMBEDDED = "embedded"
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, H, M, d), (B, H, N, d), (B, H, N, d) -> (B, H, M, d)
@@ -122,7 +124,7 @@ def check_layers(feature_layers: Sequence[int], dpam_layers: int, depth: int) ->
 
 
 def embed_patches(visual: Any, positions: Tensor, images: Tensor) -> Tensor:
-    x = F.conv2d(images.to(visual.conv1.weight.dtype), visual.conv1.weight, stride=visual.conv1.stride)  # B C g g
+    x = visual.conv1(images.to(visual.class_embedding.dtype))  # B C g g
     x = x.flatten(2).transpose(1, 2).to(positions.dtype)  # B P C
     class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     return layer_norm(visual.ln_pre, torch.cat([class_token, x], dim=1) + positions)  # B N C, N = 1 + P
@@ -230,6 +232,8 @@ def build_backbone(
 ) -> Backbone:
     """A backbone from an open_clip model config (`embed_dim`, `quick_gelu`, `vision_cfg`, `text_cfg`) and its state dict.
 
+    One key is not open_clip's: `conv_stem`, true where a ConvStem stands in the place of the patch embedding.
+
     Values may be tensors or numpy arrays of any float type; they are held in fp32. Raises ValueError where keys or shapes
     do not fit the config, or where it is not a plain CLIP ViT.
     """
@@ -252,6 +256,8 @@ def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], text_to
     arguments = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
     with torch.device("meta"):
         clip: Any = CLIP(**arguments)
+        if config.get("conv_stem"):
+            clip.visual.conv1 = ConvStem(config["vision_cfg"]["width"])
     if not text_tower:
         for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):
             setattr(clip, name, None)

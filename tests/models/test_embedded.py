@@ -10,9 +10,12 @@ from models.backbone import load_backbone, project_patches, two_streams
 from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE, embedded_config
 from models.embedded.captions import state_pairs, tokens
 from models.embedded.generator import SPLIT, scene
-from models.embedded.pretrain import Pool, compact_ids, export, make_chunk, train, used_tokens
+from models.embedded.distil import distil
+from models.embedded.pool import Pool, make_chunk
+from models.embedded.pretrain import compact_ids, export, train, used_tokens
 from models.metrics import pixel_metrics
 from models.preprocess import normalise
+from models.stem import ConvStem
 
 
 def test_it_ships_in_less_than_30_megabytes() -> None:
@@ -65,15 +68,39 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return Pool([path])
 
 
-def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not(pool: Pool, tmp_path: Path) -> None:
-    quiet = train(pool, 4, 2, 0, tmp_path / "quiet.pt", stop=4)
-    train(pool, 4, 2, 0, tmp_path / "stopped.pt", stop=2)
-    resumed = train(pool, 4, 2, 0, tmp_path / "stopped.pt", stop=4)
+@pytest.fixture
+def stem() -> ConvStem:
+    torch.manual_seed(0)
+    stem = ConvStem(192)
+    stem.stages.requires_grad_(False)
+    return stem
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_stem_whose_teaching_was_stopped_goes_on_as_if_it_had_not(pool: Pool, tmp_path: Path) -> None:
+    quiet = distil(pool, 192, 3, 2, 0, tmp_path / "quiet.pt", stop=3).state_dict()
+    distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=1)
+    assert not same(distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=2).state_dict(), quiet)
+    assert same(distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=3).state_dict(), quiet)
+
+
+def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not(pool: Pool, stem: ConvStem, tmp_path: Path) -> None:
+    frozen = {name: value.clone() for name, value in stem.stages.state_dict().items()}
+    start = {name: value.clone() for name, value in stem.state_dict().items()}
+    quiet = train(pool, stem, 4, 2, 0, tmp_path / "quiet.pt", stop=4)
+    assert same(stem.stages.state_dict(), frozen)
+    stem.load_state_dict(start)
+    train(pool, stem, 4, 2, 0, tmp_path / "stopped.pt", stop=2)
+    stem.load_state_dict(start)
+    resumed = train(pool, stem, 4, 2, 0, tmp_path / "stopped.pt", stop=4)
     for name, value in quiet.items():
         torch.testing.assert_close(resumed[name], value, msg=name)
 
 
-def test_what_is_exported_loads_again(pool: Pool, tmp_path: Path) -> None:
-    average = train(pool, 1, 2, 0, tmp_path / "state.pt", stop=1)
+def test_what_is_exported_loads_again(pool: Pool, stem: ConvStem, tmp_path: Path) -> None:
+    average = train(pool, stem, 1, 2, 0, tmp_path / "state.pt", stop=1)
     export(average, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"weights.safetensors", "config.json"}

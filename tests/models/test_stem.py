@@ -1,0 +1,47 @@
+"""The convolutional stem: its shapes, its batch norms, and the place that it takes in a backbone."""
+
+import pytest
+import torch
+
+from models.backbone import build_backbone, load_backbone
+from models.detector import in_precision
+from models.stem import ConvStem, folded, with_norms
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def stem() -> ConvStem:
+    torch.manual_seed(0)
+    return ConvStem(48)
+
+
+def test_one_vector_for_each_16_pixels(stem: ConvStem, images: torch.Tensor) -> None:
+    assert stem(images).shape == (2, 48, 4, 6)
+    assert [tuple(x.shape[1:]) for x in stem.outputs(images)] == [(64, 16, 24), (96, 8, 12), (192, 4, 6)]
+
+
+def test_folding_the_norms_does_not_change_what_it_computes(stem: ConvStem, images: torch.Tensor) -> None:
+    with_norms(stem).train()
+    for _ in range(3):
+        stem(images)  # the running statistics move
+    expected = stem.eval()(images)
+    names = ConvStem(48).state_dict().keys()
+    assert folded(stem).state_dict().keys() == names
+    torch.testing.assert_close(stem(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_config_without_it_does_not_take_its_weights() -> None:
+    backbone = load_backbone("embedded", 96)
+    plain = backbone.config | {"conv_stem": False}
+    with pytest.raises(ValueError, match="do not fit"):
+        build_backbone(plain, backbone.clip.state_dict(), 96)
+
+
+def test_reduced_precision_leaves_it_as_it_is() -> None:
+    visual = load_backbone("embedded", 96).clip.visual
+    reduced = in_precision(visual, "bf16")
+    assert all(value.dtype == torch.float32 for value in reduced.conv1.state_dict().values())
