@@ -16,7 +16,7 @@ def register(store: Store, folder: Path, seed: int) -> str:
     """A version with untrained prompts."""
     torch.manual_seed(seed)
     backbone = load_backbone("embedded", 96)
-    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(folder / f"bundle-{seed}")
+    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (4,), 2).save(folder / f"bundle-{seed}")
     with tracked_run(store, "train", {}) as run_id:
         return register_bundle(store, bundle, run_id, "of the tests").uri
 

@@ -119,7 +119,7 @@ def test_input_that_no_other_try_would_help_ends_the_run_in_one_sentence(anomaly
     write_images(tmp_path / "images", range(4), size=64)
     anomalyclip("ingest", "images", "--collection", "parts")
     backbone = load_backbone("embedded", 96)
-    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(tmp_path / "bundle")
+    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (4,), 2).save(tmp_path / "bundle")
     config = bundle / "config.json"
     config.write_text(config.read_text().replace('"embedded"', '"ViT-B-32:/nowhere.safetensors"'))
     answer = anomalyclip("score", "--collection", "parts", "--model", str(bundle), "--runner", "ray")

@@ -152,7 +152,7 @@ def parts(environment: dict[str, str], api: httpx.Client, tmp_path: Path) -> Pat
     """A collection with a night behind it and thresholds; in its source there are new and hostile things by now."""
     store, source = environment["ANOMALYCLIP_STORE"], tmp_path / "images"
     backbone = load_backbone("embedded", 96)
-    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(tmp_path / "bundle")
+    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (4,), 2).save(tmp_path / "bundle")
     with tracked_run(Store(store), "train", {}) as run_id:
         register_bundle(Store(store), bundle, run_id, "of the tests")
     write_images(source, range(60))

@@ -292,7 +292,7 @@ def test_a_night_needs_no_more_than_its_policies_and_a_reviewer_reads_reports_al
     for name, value in worker.items():
         monkeypatch.setenv(name, value)
     backbone = load_backbone("embedded", 96)
-    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(tmp_path / "bundle")
+    bundle = Detector.build(backbone, PromptLearner(backbone), 96, (4,), 2).save(tmp_path / "bundle")
     monkeypatch.chdir(tmp_path)
     with tracked_run(Store("s3://results/store"), "train", {}) as run_id:
         register_bundle(Store("s3://results/store"), bundle, run_id, "of the tests")

@@ -121,7 +121,7 @@ def test_a_saved_bundle_scores_with_the_same_bits(
 
 def test_a_bundle_opens_its_own_backbone_without_the_text_tower(tmp_path: Path) -> None:
     backbone = load_backbone("embedded", 64)
-    detector = Detector.build(backbone, PromptLearner(backbone), 64, (6,), 4)
+    detector = Detector.build(backbone, PromptLearner(backbone), 64, (4,), 2)
     loaded = load_detector(detector.save(tmp_path / "bundle"), device="cpu")
     images = torch.randn(2, 3, 64, 64)
     for before, after in zip(detector(images), loaded(images), strict=True):

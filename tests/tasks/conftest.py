@@ -42,7 +42,7 @@ class Registered(NamedTuple):
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained prompts on the embedded backbone: a detector that scores, not one that detects."""
     backbone = load_backbone("embedded", 96)
-    detector = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4)
+    detector = Detector.build(backbone, PromptLearner(backbone), 96, (4,), 2)
     return detector.save(tmp_path_factory.mktemp("model") / "bundle")
 
 

@@ -98,7 +98,7 @@ def test_a_bundle_folder_is_a_model_too(bundle: Path, store: Store) -> None:
 def test_a_bundle_on_other_weights_is_refused(tmp_path: Path, store: Store) -> None:
     backbone = seeded.backbone(seeded.SMALL, 96)
     backbone.spec = "embedded"
-    folder = Detector.build(backbone, PromptLearner(backbone), 96, (6,), 4).save(tmp_path / "bundle")
+    folder = Detector.build(backbone, PromptLearner(backbone), 96, (4,), 2).save(tmp_path / "bundle")
     with pytest.raises(InputError, match="made on other weights"):
         open_detector(store, resolve_model(store, str(folder)))
 
