@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import published_form
 from benchmarks.processes import in_its_own_process, peak_memory_gb
@@ -61,10 +62,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the number of operations depends on; tokens with the class token, embed: the joint space's width."""
+    """What the number of operations depends on; tokens with the class token, embed: the joint space's width.
+
+    embedding: operations of the patch embedding, or of the stem in its place.
+    """
 
     tokens: int
-    patch: int
+    embedding: int
     width: int
     embed: int
     blocks: int
@@ -82,7 +86,7 @@ class Shape:
         block = sum(2 * n * i * o for i, o in self.products()) + attention
         vv_path = 2 * n * c * c + attention
         skipped = (n - 1) * (2 * c * 10 * c + 4 * n * c) if implementation == DETECTOR else 0  # q, out, MLP; attention
-        ends = 2 * n * c * (3 * self.patch**2 + self.embed)  # patch embedding, projection of one feature layer
+        ends = self.embedding + 2 * n * c * self.embed  # and the projection of one feature layer
         return (self.blocks * block + self.dpam_layers * vv_path + ends - skipped) / 1e9
 
 
@@ -92,13 +96,17 @@ class Shape:
 def make_bundle(model: str, folder: Path) -> Shape:
     """Write a bundle with fresh prompts, and the seeded weights that it names where the model does not ship."""
     if model == EMBEDDED:
-        backbone, depth, dpam_layers = load_backbone(EMBEDDED, IMAGE_SIZE), 6, DPAM_LAYERS
+        backbone, dpam_layers = load_backbone(EMBEDDED, IMAGE_SIZE), DPAM_LAYERS
     else:
-        backbone, depth, dpam_layers = seeded_vit_l(folder / "weights.safetensors"), 24, 19
+        backbone, dpam_layers = seeded_vit_l(folder / "weights.safetensors"), 19
     prompts = PromptLearner(backbone, generator=torch.Generator().manual_seed(0))
-    Detector.build(backbone, prompts, backbone.image_size, (depth,), dpam_layers).save(folder / "bundle")
-    width = backbone.config["vision_cfg"]["width"]
-    return Shape(backbone.grid**2 + 1, backbone.patch_size, width, backbone.embed_dim, depth, dpam_layers)
+    Detector.build(backbone, prompts, backbone.image_size, (backbone.layers,), dpam_layers).save(folder / "bundle")
+    with FlopCounterMode(display=False) as embedding:
+        backbone.clip.visual.conv1(torch.zeros(1, 3, backbone.image_size, backbone.image_size))
+    return Shape(
+        backbone.grid**2 + 1, embedding.get_total_flops(), backbone.config["vision_cfg"]["width"], backbone.embed_dim,
+        backbone.layers, dpam_layers,
+    )  # fmt: skip
 
 
 def seeded_vit_l(path: Path) -> Backbone:

@@ -8,7 +8,9 @@ from benchmarks import detector as bench
 
 
 def test_the_work_of_the_papers_model_is_what_its_shapes_say() -> None:
-    shape = bench.Shape(tokens=1370, patch=14, width=1024, embed=768, blocks=24, dpam_layers=19)
+    shape = bench.Shape(
+        tokens=1370, embedding=2 * 1369 * 1024 * 3 * 14**2, width=1024, embed=768, blocks=24, dpam_layers=19
+    )
     published, ours = shape.gflop(bench.PUBLISHED), shape.gflop(bench.DETECTOR)
     assert published == pytest.approx(1216, abs=1)
     assert published - ours == pytest.approx(36, abs=1)

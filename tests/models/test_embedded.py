@@ -9,8 +9,8 @@ import torch
 from models.backbone import load_backbone, project_patches, two_streams
 from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE, embedded_config
 from models.embedded.captions import state_pairs, tokens
-from models.embedded.generator import SPLIT, scene
 from models.embedded.distil import distil
+from models.embedded.generator import SPLIT, scene
 from models.embedded.pool import Pool, make_chunk
 from models.embedded.pretrain import compact_ids, export, train, used_tokens
 from models.metrics import pixel_metrics
