@@ -22,7 +22,12 @@ from tasks.errors import InputError
 CACHE = Path.home() / ".cache" / "anomalyclip"  # what this machine keeps beside a store that is remote
 S3 = ("s3", "s3a")
 S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 8}, "connect_timeout": 10, "read_timeout": 30},
+    "config_kwargs": {
+        "retries": {"mode": "adaptive", "max_attempts": 8},
+        "connect_timeout": 10,
+        "read_timeout": 30,
+        "max_pool_connections": 64,  # botocore's 10 are fewer than our readers and writers
+    },
     "use_listings_cache": False,  # others write, too, and what is kept of a bucket of millions fills the memory
     "max_concurrency": 1,  # of the parts of one object: with more, s3fs asks for the size of each before it reads it
 }
