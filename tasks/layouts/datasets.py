@@ -23,7 +23,7 @@ DATASETS: dict[str, DataSet] = {
          "toothbrush", "transistor", "wood", "zipper"),
         467, 1258,
         (Form(r"(?:(?P<class_name>.+)/)?(?P<split>train|test)/" + STATES,
-              r"(?:(?P<class_name>.+)/)?ground_truth/" + STATES, unmasked_classes=True),),
+              r"(?:(?P<class_name>.+)/)?ground_truth/" + STATES),),
         copied=True,
     ),
     "visa": DataSet(

@@ -54,14 +54,14 @@ class Form:
     images: str
     masks: str | None = None
     label: Labeller = by_state
-    unmasked_classes: bool = False  # a class of which there is no mask at all is taken without ground truth
 
 
 @dataclass(frozen=True)
 class DataSet:
     """A data set of the paper; forms are tried in turn. normal, anomalous: test images that are expected.
 
-    copied: sets of others come in this layout too, so that counts are held only against classes of the set.
+    copied: sets of others come in this layout too, so that counts are held only against classes of the set, and a class
+    that is not of the set may be without any mask.
     """
 
     title: str
@@ -132,22 +132,26 @@ def suffixes() -> Iterator[str]:
 
 
 def to_entries(dataset: DataSet, form: Form, source: Source, pairs: Sequence[Pair]) -> Iterator[Entry]:
-    with_masks = {image.place.get("class_name") for image, mask in pairs if mask}
+    with_masks = {class_of(dataset, source, image) for image, mask in pairs if mask}
     for (image, mask), truth in zip(pairs, form.label(source, pairs), strict=True):
         if truth is None:
             continue
-        place, class_name = image.place, image.place.get("class_name")
-        masked = form.masks and (class_name in with_masks or not form.unmasked_classes)
+        place, class_name = image.place, class_of(dataset, source, image)
+        masked = form.masks and (class_name in with_masks or not dataset.copied or class_name in dataset.classes)
         if truth.label and masked and mask is None:
             raise InputError(f"the anomalous image {image.object.name!r} has no mask of its name in {source.uri!r}")
         yield Entry(
             object=image.object,
-            class_name=dataset.classes[0] if len(dataset.classes) == 1 else class_name or source.name,
+            class_name=class_name,
             split=truth.split or (place.get("split") or "").lower() or None,
             defect_type=place.get("state") if truth.label else None,
             label=truth.label,
             mask_uri=mask.uri if mask and truth.label else None,
         )
+
+
+def class_of(dataset: DataSet, source: Source, image: Found) -> str:
+    return dataset.classes[0] if len(dataset.classes) == 1 else image.place.get("class_name") or source.name
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

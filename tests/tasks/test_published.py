@@ -44,6 +44,24 @@ def test_a_missing_mask_is_an_error_that_names_the_image(layout: str, tmp_path: 
     assert f"{image!r} has no mask" in str(error.value)
 
 
+@pytest.mark.parametrize("folder", ["", "screw"])
+def test_a_published_class_without_any_ground_truth_is_an_error_that_names_the_image(
+    folder: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "screw/test/good/1.png", "screw/test/bent/2.png", "my part/test/bent/3.png")
+    with pytest.raises(InputError) as error:
+        read_layout(str(tmp_path / folder), "mvtec", "parts")
+    assert "test/bent/2.png' has no mask" in str(error.value)
+
+
+def test_a_class_of_ones_own_may_be_without_any_ground_truth(tmp_path: Path) -> None:
+    write(tmp_path, "my part/test/bent/3.png", "screw/test/bent/2.png", "screw/ground_truth/bent/2_mask.png")
+    _, entries = read_layout(str(tmp_path), "mvtec", "parts")
+    assert {e.class_name: (e.label, e.mask_uri is not None) for e in entries} == {
+        "my part": (1, False), "screw": (1, True),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("layout", sorted(MASKED))
 def test_an_extra_mask_is_an_error_that_names_it(layout: str, tmp_path: Path) -> None:
     mask = Path(str(MASKED[layout][1]))
