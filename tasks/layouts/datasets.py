@@ -22,8 +22,8 @@ DATASETS: dict[str, DataSet] = {
         ("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
          "toothbrush", "transistor", "wood", "zipper"),
         467, 1258,
-        (Form(r"(?:(?P<class_name>.+)/)?(?P<split>train|test)/" + STATES,
-              r"(?:(?P<class_name>.+)/)?ground_truth/" + STATES),),
+        (MVTEC, Form(r"(?:(?P<class_name>.+)/)?(?P<split>train|test)/" + STATES,
+                     r"(?:(?P<class_name>.+)/)?ground_truth/" + STATES)),
         copied=True,
     ),
     "visa": DataSet(

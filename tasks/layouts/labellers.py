@@ -41,7 +41,7 @@ def by_mask_name(source: Source, pairs: Sequence[Pair]) -> list[Truth | None]:
 
 def by_split_csv(source: Source, pairs: Sequence[Pair]) -> list[Truth | None]:
     """VisA's `split_csv/1cls.csv` (object, split, label, image, mask); what it does not name is not part of the set."""
-    tables = [found for found in named(source, "1cls.csv") if "split_csv" in PurePosixPath(found.name).parts]
+    tables = top([found for found in named(source, "1cls.csv") if "split_csv" in PurePosixPath(found.name).parts])
     if len(tables) != 1:
         raise InputError(f"{source.uri!r} must hold one split_csv/1cls.csv, it has {len(tables)}")
     root = PurePosixPath(tables[0].name).parent.parent
@@ -59,7 +59,7 @@ def by_split_csv(source: Source, pairs: Sequence[Pair]) -> list[Truth | None]:
 
 def by_hemorrhage_csv(source: Source, pairs: Sequence[Pair]) -> list[Truth | None]:
     """Head CT's `labels.csv` (id, hemorrhage); an image's name is its number."""
-    tables = list(named(source, "labels.csv"))
+    tables = top(named(source, "labels.csv"))
     if len(tables) != 1:
         raise InputError(f"{source.uri!r} must hold one labels.csv, it has {len(tables)}")
     truths = {row["id"].zfill(3): row["hemorrhage"] for row in read_csv(tables[0], "id", "hemorrhage")}
@@ -79,6 +79,12 @@ def by_hemorrhage_csv(source: Source, pairs: Sequence[Pair]) -> list[Truth | Non
 
 def named(source: Source, name: str) -> list[StoredObject]:
     return [found for found in source.objects.values() if PurePosixPath(found.name).name.lower() == name]
+
+
+def top(tables: Sequence[StoredObject]) -> list[StoredObject]:
+    """Those that are least deep: copies of a set lie further down."""
+    least = min((table.name.count("/") for table in tables), default=0)
+    return [table for table in tables if table.name.count("/") == least]
 
 
 def stem_of(found: StoredObject) -> str:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from tasks.errors import InputError
 from tasks.layouts.source import NORMAL_NAMES, Entry, Source, StoredObject, open_source
 
-ANYWHERE = ("", r"(?P<root>.+?/)")  # the source is the set's own folder, else some folder above it
+ROOT = r"(?P<root>(?:.+?/)??)"  # the set's own folder: the source, else some folder in it
 MASK_SUFFIXES = ("_mask", "_label", "_gt", "_segmentation")  # behind the image's name, in any of the usual cases
 NORMAL_STATES = NORMAL_NAMES | {"no"}
 
@@ -61,7 +61,7 @@ class DataSet:
     """A data set of the paper; forms are tried in turn. normal, anomalous: test images that are expected.
 
     copied: sets of others come in this layout too, so that counts are held only against classes of the set, and a class
-    that is not of the set may be without any mask.
+    that is not of the set may be without any mask. All forms but the last are then for the set alone.
     """
 
     title: str
@@ -73,24 +73,56 @@ class DataSet:
 
 
 def read_dataset(dataset: DataSet, uri: str, _collection: str) -> tuple[str, list[Entry]]:
-    """Raises InputError for a mask without an image, an anomalous image without a mask, and two masks of one name."""
+    """The set's images in the folder that is least deep: copies of it further down are left out, and said.
+
+    Raises InputError for two such folders, a mask without an image, an anomalous image without a mask, and two masks of
+    one name.
+    """
     source = open_source(uri)
     for form in dataset.forms:
-        for root in ANYWHERE:
-            if images := list(find(source, root + form.images)):
-                masks = list(find(source, root + form.masks)) if form.masks else []
-                entries = list(to_entries(dataset, form, source, pair_masks(source, images, masks)))
-                for line in differences(dataset, entries):
-                    log.warning("%s in %s: %s", dataset.title, source.uri, line)
-                return source.uri, entries
+        found = list(find(source, form.images))
+        images = shallowest(found)
+        classes = {class_of(dataset, source, image) for image in images}
+        if images and (not dataset.copied or form is dataset.forms[-1] or classes & set(dataset.classes)):
+            root = only_root(dataset, source, images)
+            masks = [mask for mask in find(source, form.masks) if mask.place["root"] == root] if form.masks else []
+            entries = list(to_entries(dataset, form, source, pair_masks(source, images, masks)))
+            for line in (*left_out(found, root), *differences(dataset, entries)):
+                log.warning("%s in %s: %s", dataset.title, source.uri, line)
+            return source.uri, entries
     return source.uri, []
 
 
 def find(source: Source, pattern: str) -> Iterator[Found]:
-    compiled = re.compile(pattern, re.IGNORECASE)
+    compiled = re.compile(ROOT + pattern, re.IGNORECASE)
     for image in source.images():
         if match := compiled.fullmatch(image.name.removesuffix(PurePosixPath(image.name).suffix)):
             yield Found(image, match.groupdict())
+
+
+def depth(image: Found) -> int:
+    return str(image.place["root"]).count("/")
+
+
+def shallowest(images: Sequence[Found]) -> list[Found]:
+    least = min(map(depth, images), default=0)
+    return [image for image in images if depth(image) == least]
+
+
+def only_root(dataset: DataSet, source: Source, images: Sequence[Found]) -> str:
+    """Raises InputError where the images lie in more than one folder that could be the set's own."""
+    roots = sorted({str(image.place["root"]) for image in images})
+    if len(roots) > 1:
+        raise InputError(
+            f"{source.uri!r} holds {dataset.title} more than once, in {roots[0]!r} and {roots[1]!r}: give one of them as "
+            f"the source"
+        )
+    return roots[0]
+
+
+def left_out(found: Sequence[Found], root: str) -> Iterator[str]:
+    if deeper := [image.object.name for image in found if image.place["root"] != root]:
+        yield f"{len(deeper)} images further down are left out, as {deeper[0]!r}"
 
 
 # --- pairing ----------------------------------------------------------------------------------------------------------

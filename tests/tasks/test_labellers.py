@@ -97,6 +97,16 @@ def test_visa_takes_split_and_label_from_its_table(above: str, tmp_path: Path) -
     }  # fmt: skip
 
 
+def test_the_table_of_a_copy_further_down_is_left_out_with_it(tmp_path: Path) -> None:
+    write_visa(tmp_path)
+    write_visa(tmp_path / "a copy")
+    assert len(read_layout(str(tmp_path), "visa", "parts")[1]) == 3
+    for folder in (tmp_path / "ct", tmp_path / "ct/a copy"):
+        write(folder, "head_ct/000.png")
+        (folder / "labels.csv").write_text("id,hemorrhage\n0,1\n")
+    assert len(read_layout(str(tmp_path / "ct"), "headct", "parts")[1]) == 1
+
+
 @pytest.mark.parametrize(
     ("lost", "message"),
     [

@@ -111,6 +111,56 @@ def test_one_class_alone_is_named_after_its_folder(layout: str, tmp_path: Path) 
     assert {entry.class_name for entry in entries} == {folder.name}
 
 
+# --- the set's own folder, and those above it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", MINIATURES)
+def test_a_set_is_found_from_the_folder_above_it(layout: str, tmp_path: Path) -> None:
+    names, expected = MINIATURES[layout]
+    write(tmp_path / "the set", *names)
+    _, entries = read_layout(str(tmp_path), layout, "parts")
+    assert facts(tmp_path, entries) == {
+        f"the set/{name}": (*fact, mask and f"the set/{mask}") for name, (*fact, mask) in expected.items()
+    }
+
+
+@pytest.mark.parametrize("layout", MINIATURES)
+def test_a_copy_of_a_set_further_down_is_left_out_and_said(
+    layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names, expected = MINIATURES[layout]
+    write(tmp_path, *names)
+    write(tmp_path / "a/a copy", *names)
+    with caplog.at_level(logging.WARNING):
+        _, entries = read_layout(str(tmp_path), layout, "parts")
+    assert facts(tmp_path, entries) == expected
+    assert "images further down are left out, as 'a/a copy/" in caplog.text
+
+
+@pytest.mark.parametrize("layout", MINIATURES)
+def test_two_copies_of_a_set_side_by_side_are_an_error_that_names_both(layout: str, tmp_path: Path) -> None:
+    names, _ = MINIATURES[layout]
+    for folder in ("a copy", "the set"):
+        write(tmp_path / folder, *names)
+    with pytest.raises(InputError, match=r"more than once, in 'a copy/.*' and 'the set/.*': give one of them"):
+        read_layout(str(tmp_path), layout, "parts")
+
+
+def test_the_counts_of_mvtec_are_held_against_what_lies_in_a_folder_below(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, "mvtec_anomaly_detection/bottle/test/good/000.png")
+    with caplog.at_level(logging.WARNING):
+        read_layout(str(tmp_path), "mvtec", "parts")
+    assert "1 normal and 0 anomalous test images, 467 and 1258 are expected" in caplog.text
+
+
+def test_objects_of_ones_own_in_the_layout_of_mvtec_may_lie_at_any_depth(tmp_path: Path) -> None:
+    write(tmp_path, "line 1/nut/test/good/1.png", "line 2/nut/test/good/1.png", "bolt/test/good/1.png")
+    _, entries = read_layout(str(tmp_path), "mvtec", "parts")
+    assert {entry.class_name for entry in entries} == {"line 1/nut", "line 2/nut", "bolt"}
+
+
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
