@@ -133,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
                         "The paper's protocol over the data sets at hand, beside its numbers.",
                         "anomalyclip reproduce --root ~/data --sets mvtec,visa,btad")  # fmt: skip
     reproduce.add_argument("--root", required=True, metavar="DIR",
-                           help="a folder or URI with a folder a data set, named as its layout: mvtec, visa, …")  # fmt: skip
+                           help="folder or URI with a folder a set: mvtec, visa, … or the publisher's name")  # fmt: skip
     reproduce.add_argument("--sets", type=lambda names: names.replace(" ", "").split(","), metavar="SET,…",
                            help="which to evaluate, by their layouts (default: all at hand)")  # fmt: skip
     reproduce.add_argument("--checkpoint", type=checkpoint, action="append", default=[], metavar="SET=FILE.pth",

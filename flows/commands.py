@@ -240,6 +240,7 @@ def run_reproduce(arguments: argparse.Namespace) -> tuple[Any, str]:
     for metric in s.sets[0].paper:
         heads |= {f"paper {metric}": METRIC_HEADS[metric], f"ours {metric}": "ours", f"difference {metric}": "±"}
     left_out = [f"left out, for want of the set that its model is trained on: {name}" for name in s.left_out]
+    left_out += [f"not recognised: {name}" for name in s.not_recognised]
     note = f"in percent: the paper's number, ours, the difference; AUPRO is the {s.aupro_definition} definition"
     return s, "\n".join([as_table([reproduced_row(row) for row in s.sets], heads), note, *left_out])
 

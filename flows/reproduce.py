@@ -35,11 +35,15 @@ class Reproduced:
 
 @dataclass(frozen=True)
 class ReproduceSummary:
-    """left_out: data sets at hand that there is no model for, because its auxiliary set is not."""
+    """left_out: data sets at hand that there is no model for, because its auxiliary set is not.
+
+    not_recognised: folders that lie there and are called like no data set.
+    """
 
     aupro_definition: str
     sets: list[Reproduced]
     left_out: list[str]
+    not_recognised: list[str]
 
 
 @flow(name="reproduce", flow_run_name="reproduce {root}")
@@ -56,12 +60,15 @@ def reproduce(
 ) -> ReproduceSummary:
     """Train on MVTec AD's test images and evaluate the others; train on VisA's and evaluate MVTec AD.
 
-    root: a folder or URI with a folder a data set, named after its layout or its title. sets: layouts, all at hand by
-    default. checkpoints: files of the published code by the layout of the set that they were trained on, instead of
-    training. Killed anywhere, the same call goes on where it was.
+    root: a folder or URI with a folder a data set, named after its layout, its title or as its publisher does. sets:
+    layouts, all at hand by default. checkpoints: files of the published code by the layout of the set that they were
+    trained on, instead of training. Killed anywhere, the same call goes on where it was.
     """
     store, checkpoints = store or default_store(), checkpoints or {}
-    folders = find_datasets(root)
+    folders, not_recognised = find_datasets(root)
+    if not folders:
+        others = f", but {', '.join(not_recognised)}" if not_recognised else ""
+        raise InputError(f"{root!r} has no folder of a data set{others}: call them {', '.join(DATASETS)}")
     chosen, left_out = choose(root, folders, sets, checkpoints)
     auxiliary = [name for name in DATASETS if name in {auxiliary_of(layout) for layout in chosen}]
     for layout in dict.fromkeys([*chosen, *(name for name in auxiliary if name not in checkpoints)]):
@@ -77,7 +84,7 @@ def reproduce(
             digest = train([collection_of(name)], backbone, epochs, **geometry).bundle_digest
         models[name] = first_version(Store(store), digest)
     results = [evaluate_set(layout, models[auxiliary_of(layout)], store) for layout in chosen]
-    return ReproduceSummary(AUPRO_DEFINITION, results, left_out)
+    return ReproduceSummary(AUPRO_DEFINITION, results, left_out, not_recognised)
 
 
 def evaluate_set(layout: str, model: str, store: str) -> Reproduced:
@@ -110,8 +117,6 @@ def choose(
             f"to evaluate {DATASETS[left_out[0]].title} the protocol trains on {DATASETS[auxiliary].title}: put it into "
             f"{root!r} as {auxiliary!r}, or give a checkpoint that was trained on it"
         )
-    if not wanted:
-        raise InputError(f"{root!r} has no folder of a data set: call them {', '.join(DATASETS)}")
     return [name for name in wanted if name not in left_out], left_out
 
 

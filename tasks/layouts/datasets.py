@@ -24,7 +24,7 @@ DATASETS: dict[str, DataSet] = {
         467, 1258,
         (MVTEC, Form(r"(?:(?P<class_name>.+)/)?(?P<split>train|test)/" + STATES,
                      r"(?:(?P<class_name>.+)/)?ground_truth/" + STATES)),
-        copied=True,
+        copied=True, folder="mvtec_anomaly_detection",
     ),
     "visa": DataSet(
         "VisA",
@@ -33,22 +33,25 @@ DATASETS: dict[str, DataSet] = {
         962, 1200,
         (Form(r"(?P<class_name>[^/]+)/data/images/(?P<state>normal|anomaly)/" + STEM,
               r"(?P<class_name>[^/]+)/data/masks/(?P<state>anomaly)/" + STEM, by_split_csv),),
+        folder="VisA_20220922",
     ),
     "mpdd": DataSet(
         "MPDD",
         ("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"),
         176, 282, (MVTEC,),
     ),
-    "btad": DataSet("BTAD", ("01", "02", "03"), 451, 290, (MVTEC,)),
+    "btad": DataSet("BTAD", ("01", "02", "03"), 451, 290, (MVTEC,), folder="BTech_Dataset_transformed"),
     "sdd": DataSet(
         "SDD", ("electrical commutators",), 181, 74,
         (MVTEC, Form(r"(?P<item>kos\d+)/(?P<stem>part\d+)", r"(?P<item>kos\d+)/(?P<stem>part\d+_label)", by_mask_pixels)),
+        folder="KolektorSDD",
     ),
     "dagm": DataSet(
         "DAGM",
         ("Class1", "Class2", "Class3", "Class4", "Class5", "Class6", "Class7", "Class8", "Class9", "Class10"),
         6996, 1054,
         (Form(CLASS + r"(?P<split>train|test)/" + STEM, CLASS + r"(?P<split>train|test)/label/" + STEM, by_mask_name),),
+        folder="DAGM_KaggleUpload",
     ),
     "dtd-synthetic": DataSet(
         "DTD-Synthetic",
@@ -63,7 +66,8 @@ DATASETS: dict[str, DataSet] = {
     "brainmri": DataSet("BrainMRI", ("brain",), 98, 155, (Form(r"(?P<state>no|yes)/" + STEM),)),
     "br35h": DataSet("Br35H", ("brain",), 1500, 1500, (Form(r"(?P<state>no|yes)/" + STEM),)),
     "covid-19": DataSet(
-        "COVID-19", ("chest",), 1341, 219, (Form(r"(?P<state>normal|covid(?:-19)?)/(?:images/)?" + STEM),)
+        "COVID-19", ("chest",), 1341, 219, (Form(r"(?P<state>normal|covid(?:-19)?)/(?:images/)?" + STEM),),
+        folder="COVID-19 Radiography Database",
     ),
     "isic": DataSet(
         "ISIC", ("skin",), 0, 379,
@@ -75,32 +79,43 @@ DATASETS: dict[str, DataSet] = {
         "CVC-ClinicDB", ("colon",), 0, 612,
         (LESIONS, Form("original/" + STEM, r"ground[ _]?truth/" + STEM)),
     ),
-    "kvasir": DataSet("Kvasir", ("colon",), 0, 1000, (LESIONS,)),
-    "endo": DataSet("Endo", ("colon",), 0, 200, (Form(r"(?!masks/)[^/]+/" + STEM, r"masks/" + STEM),)),
+    "kvasir": DataSet("Kvasir", ("colon",), 0, 1000, (LESIONS,), folder="Kvasir-SEG"),
+    "endo": DataSet(
+        "Endo", ("colon",), 0, 200, (Form(r"(?!masks/)[^/]+/" + STEM, r"masks/" + STEM),), folder="EndoTect"
+    ),
     "tn3k": DataSet("TN3K", ("thyroid",), 0, 614, (Form("(?P<split>test)-image/" + STEM, "(?P<split>test)-mask/" + STEM),)),
 }  # fmt: skip
 
 
-def find_datasets(root: str) -> dict[str, str]:
-    """URI of each data set's folder in a folder, by layout: it is called after the layout or the title.
+def find_datasets(root: str) -> tuple[dict[str, str], list[str]]:
+    """URI of each data set's folder in a folder, by layout, and the names of the folders that are no data set's.
 
-    Upper case, spaces and signs do not count: `mvtec`, `MVTec AD` and `mvtec_ad` are MVTec AD's. Raises InputError.
+    A folder is called after the layout, after the title or as the publisher calls it. Upper case, spaces and signs do not
+    count: `mvtec`, `MVTec AD`, `mvtec_ad` and `mvtec_anomaly_detection` are MVTec AD's. Raises InputError.
     """
     filesystem, path = open_filesystem(root)
     try:
         listing = filesystem.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"the folder {root!r} does not exist") from None
-    layouts = {plain(name): layout for layout, dataset in DATASETS.items() for name in (layout, dataset.title)}
     found: dict[str, str] = {}
-    for info in listing:
-        folder = info["name"].rstrip("/")
-        layout = layouts.get(plain(folder.rpartition("/")[2]))
-        if layout and filesystem.isdir(folder):
-            uri = str(filesystem.unstrip_protocol(folder))
-            if found.setdefault(layout, uri) != uri:
-                raise InputError(f"{root!r} has two folders of {DATASETS[layout].title}: {found[layout]} and {uri}")
-    return found
+    unknown: list[str] = []
+    for folder in sorted(info["name"].rstrip("/") for info in listing):
+        name, uri = folder.rpartition("/")[2], str(filesystem.unstrip_protocol(folder))
+        if not filesystem.isdir(folder):
+            continue
+        if (layout := layout_of(name)) is None:
+            unknown.append(name)
+        elif found.setdefault(layout, uri) != uri:
+            raise InputError(f"{root!r} has two folders of {DATASETS[layout].title}: {found[layout]} and {uri}")
+    return found, unknown
+
+
+def layout_of(folder: str) -> str | None:
+    for layout, dataset in DATASETS.items():
+        if plain(folder) in {plain(name) for name in (layout, dataset.title, dataset.folder) if name}:
+            return layout
+    return None
 
 
 def plain(name: str) -> str:

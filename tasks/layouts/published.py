@@ -60,6 +60,7 @@ class Form:
 class DataSet:
     """A data set of the paper; forms are tried in turn. normal, anomalous: test images that are expected.
 
+    folder: what the publisher's archive calls the set's folder, where that is neither the layout nor the title.
     copied: sets of others come in this layout too, so that counts are held only against classes of the set, and a class
     that is not of the set may be without any mask. All forms but the last are then for the set alone.
     """
@@ -70,6 +71,7 @@ class DataSet:
     anomalous: int
     forms: tuple[Form, ...]
     copied: bool = False
+    folder: str | None = None
 
 
 def read_dataset(dataset: DataSet, uri: str, _collection: str) -> tuple[str, list[Entry]]:

@@ -72,7 +72,7 @@ def root(tmp_path: Path) -> Path:
     write_mvtec(folder / "MVTec AD")
     write_visa(folder / "visa")
     write_brains(folder / "BrainMRI")
-    write_polyps(folder / "kvasir")
+    write_polyps(folder / "Kvasir-SEG")
     (folder / "holidays").mkdir()
     return folder
 
@@ -83,6 +83,7 @@ def test_the_table_has_the_papers_numbers_ours_and_the_difference(anomalyclip: C
         ("mvtec", "visa", 8), ("visa", "mvtec", 8), ("brainmri", "mvtec", 6), ("kvasir", "mvtec", 3),
     ]  # fmt: skip
     rows = {row["data_set"]: row for row in done["sets"]}
+    assert done["not_recognised"] == ["holidays"]
     assert rows["mvtec"]["paper"] == {"image_auroc": 91.5, "image_ap": 96.2, "pixel_auroc": 91.1, "aupro": 81.4}
     for name, missing in (("brainmri", ("pixel_auroc", "aupro")), ("kvasir", ("image_auroc", "image_ap"))):
         assert all(rows[name][kind][metric] is None for kind in ("paper", "ours") for metric in missing)
@@ -93,6 +94,7 @@ def test_the_table_has_the_papers_numbers_ours_and_the_difference(anomalyclip: C
 
     again = anomalyclip("reproduce", "--root", str(root), *SMALL, "--sets", "mvtec")
     assert again.code == 0
+    assert again.out.splitlines()[-1] == "not recognised: holidays"
     table = [line.split() for line in again.out.splitlines()]
     heads = "data set trained on images image AUROC ours ± AP ours ± pixel AUROC ours ± AUPRO (official) ours ±"
     assert " ".join(table[0]) == heads
@@ -139,21 +141,26 @@ def test_checkpoints_take_the_place_of_training_and_a_set_without_a_model_is_lef
         (["--root", "data", "--checkpoint", "btad=x.pth"], "trains on mvtec and visa, not on btad"),
         (["--root", "data", "--checkpoint", "x.pth"], "not of the form SET=FILE"),
         (["--root", "twice"], "two folders of MVTec AD"),
+        (["--root", "strange"], "has no folder of a data set, but KolektorSDD2: call them"),
     ],
 )
 def test_what_cannot_be_reproduced_is_said(anomalyclip: Command, root: Path, tmp_path: Path, options, sentence):
-    for name in ("empty", "lonely/kvasir", "twice/mvtec", "twice/MVTec_AD"):
+    for name in ("empty", "lonely/kvasir", "twice/mvtec", "twice/mvtec_anomaly_detection", "strange/KolektorSDD2"):
         (tmp_path / name).mkdir(parents=True)
     answer = anomalyclip("reproduce", *options)
     assert answer.code == 2
     assert sentence in answer.err
 
 
-def test_folders_are_found_by_layout_or_title(tmp_path: Path):
-    for name in ("MVTec AD", "dtd_synthetic", "COVID-19", "CVC-ClinicDB", "notes"):
+def test_folders_are_found_by_layout_title_or_the_publishers_name(tmp_path: Path):
+    names = ["MVTec AD", "dtd_synthetic", "COVID-19", "CVC-ClinicDB", "KolektorSDD", "BTech_Dataset_transformed"]
+    for name in (*names, "notes", "KolektorSDD2"):
         (tmp_path / name).mkdir()
     (tmp_path / "visa").write_text("a file")
-    assert set(find_datasets(str(tmp_path))) == {"mvtec", "dtd-synthetic", "covid-19", "cvc-clinicdb"}
+    found, unknown = find_datasets(str(tmp_path))
+    layouts = ("mvtec", "dtd-synthetic", "covid-19", "cvc-clinicdb", "sdd", "btad")
+    assert found == {layout: f"file://{tmp_path}/{name}" for layout, name in zip(layouts, names, strict=True)}
+    assert unknown == ["KolektorSDD2", "notes"]
     with pytest.raises(InputError, match="does not exist"):
         find_datasets(str(tmp_path / "nowhere"))
 
