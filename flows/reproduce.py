@@ -2,22 +2,24 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from prefect import flow
 
 from flows.evaluate import evaluate
-from flows.import_checkpoint import PAPER_BACKBONE, import_checkpoint
+from flows.import_checkpoint import PAPER_BACKBONE
 from flows.ingest import ingest
 from flows.score import score
-from flows.train import train
+from tasks.backbones import make_geometry
+from tasks.checkpoints import import_published
 from tasks.errors import InputError
 from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics
+from tasks.features import compute_features
 from tasks.layout_names import Layout
 from tasks.layouts import DATASETS, find_datasets
 from tasks.paper import METRICS, auxiliary_of, reported
-from tasks.registry import first_version
-from tasks.store import Store, default_store
+from tasks.store import default_store
+from tasks.training import TrainingPlan, learn_prompts
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def reproduce(
 
     root: a folder or URI with a folder a data set, named after its layout, its title or as its publisher does. sets:
     layouts, all at hand by default. checkpoints: files of the published code by the layout of the set that they were
-    trained on, instead of training. Killed anywhere, the same call goes on where it was.
+    trained on, instead of training. Killed anywhere, the same call goes on where it was. None of the models becomes the
+    champion, and one that is registered already is taken.
     """
     store, checkpoints = store or default_store(), checkpoints or {}
     folders, not_recognised = find_datasets(root)
@@ -73,18 +76,19 @@ def reproduce(
     auxiliary = [name for name in DATASETS if name in {auxiliary_of(layout) for layout in chosen}]
     for layout in dict.fromkeys([*chosen, *(name for name in auxiliary if name not in checkpoints)]):
         ingest(folders[layout], collection_of(layout), cast(Layout, layout), store=store)
-    geometry: dict[str, Any] = {
-        "image_size": image_size, "feature_layers": feature_layers, "dpam_layers": dpam_layers, "store": store,
-    }  # fmt: skip
-    models = {}
-    for name in auxiliary:
-        if name in checkpoints:
-            digest = import_checkpoint(checkpoints[name], backbone, **geometry).bundle_digest
-        else:
-            digest = train([collection_of(name)], backbone, epochs, **geometry).bundle_digest
-        models[name] = first_version(Store(store), digest)
+    plan = TrainingPlan(backbone, make_geometry(backbone, image_size, feature_layers, dpam_layers), epochs)
+    models = {name: model_of(name, checkpoints.get(name), plan, store) for name in auxiliary}
     results = [evaluate_set(layout, models[auxiliary_of(layout)], store) for layout in chosen]
     return ReproduceSummary(AUPRO_DEFINITION, results, left_out, not_recognised)
+
+
+def model_of(layout: str, checkpoint: str | None, plan: TrainingPlan, store: str) -> str:
+    """URI of the version with the prompts that were learned on a set: here, or by the published code."""
+    if checkpoint:
+        return import_published(store, checkpoint, plan.backbone, plan.geometry, for_comparison=True).model.uri
+    collections = [collection_of(layout)]
+    features = compute_features(store, collections, plan.backbone, plan.geometry)
+    return learn_prompts(store, collections, plan, features, for_comparison=True)[0].uri
 
 
 def evaluate_set(layout: str, model: str, store: str) -> Reproduced:

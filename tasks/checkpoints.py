@@ -23,8 +23,13 @@ class Imported:
 
 
 @task(name="import checkpoint", cache_policy=NO_CACHE)
-def import_published(store: str, file: str, backbone: str, geometry: Geometry) -> Imported:
-    """Register the prompts of a published .pth file; how many and how deep they are is read from their shapes."""
+def import_published(
+    store: str, file: str, backbone: str, geometry: Geometry, for_comparison: bool = False
+) -> Imported:
+    """Register the prompts of a published .pth file; how many and how deep they are is read from their shapes.
+
+    for_comparison: as `register_bundle` has it.
+    """
     target = Store(store)
     try:
         tensors = read_official(file)
@@ -45,4 +50,4 @@ def import_published(store: str, file: str, backbone: str, geometry: Geometry) -
     params = {"backbone": backbone, "backbone_sha256": clip.weights_sha256, "image_size": geometry.image_size}
     with tracked_run(target, f"import {file}", params) as run_id, tempfile.TemporaryDirectory() as folder:
         bundle = detector.save(folder)
-        return Imported(register_bundle(target, bundle, run_id, f"imported from {file}"), ignored)
+        return Imported(register_bundle(target, bundle, run_id, f"imported from {file}", for_comparison), ignored)

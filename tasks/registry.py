@@ -76,10 +76,18 @@ def use_tracking(store: Store) -> MlflowClient:
     return client
 
 
-def register_bundle(store: Store, folder: Path, run_id: str, description: str) -> ModelVersion:
-    """Log a bundle to a run, as an MLflow pyfunc, and register it; the first version ever becomes the champion."""
+def register_bundle(
+    store: Store, folder: Path, run_id: str, description: str, for_comparison: bool = False
+) -> ModelVersion:
+    """Log a bundle to a run, as an MLflow pyfunc, and register it; the first version ever becomes the champion.
+
+    for_comparison: what is registered never becomes the champion, and where a version has this bundle already, that one
+    is returned.
+    """
     client = use_tracking(store)
     digest = bundle_digest(folder)
+    if for_comparison and (known := first_version(client, digest)):
+        return known
     with tempfile.TemporaryDirectory(prefix="anomalyclip-") as work:
         client.log_artifacts(run_id, str(save_pyfunc(folder, Path(work) / "bundle")), "bundle")
     try:
@@ -92,7 +100,7 @@ def register_bundle(store: Store, folder: Path, run_id: str, description: str) -
         MODEL_NAME, source, run_id, tags={"bundle_digest": digest}, description=description
     )
     version = str(created.version)
-    if champion_version(client) is None:
+    if champion_version(client) is None and not for_comparison:
         client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
     return ModelVersion(f"models:/{MODEL_NAME}/{version}", MODEL_NAME, version, digest)
 
@@ -159,10 +167,13 @@ def find_version(client: MlflowClient, model: str) -> Any:
     return client.get_model_version(name, version)
 
 
-def first_version(store: Store, digest: str) -> str:
-    """URI of the first registered version with this bundle: learning it again gives another number, not other scores."""
-    versions = use_tracking(store).search_model_versions(f"name = '{MODEL_NAME}' and tag.bundle_digest = '{digest}'")
-    return f"models:/{MODEL_NAME}/{min(int(version.version) for version in versions)}"
+def first_version(client: MlflowClient, digest: str) -> ModelVersion | None:
+    """The first registered version with this bundle: learning it again gives another number, not other scores."""
+    found = client.search_model_versions(f"name = '{MODEL_NAME}' and tag.bundle_digest = '{digest}'")
+    versions = sorted(int(version.version) for version in found)
+    return (
+        ModelVersion(f"models:/{MODEL_NAME}/{versions[0]}", MODEL_NAME, str(versions[0]), digest) if versions else None
+    )
 
 
 @contextmanager

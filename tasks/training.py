@@ -70,9 +70,12 @@ class EpochLoss:
 
 @task(name="learn prompts", cache_policy=NO_CACHE)
 def learn_prompts(
-    store: str, collections: list[str], plan: TrainingPlan, features: str
+    store: str, collections: list[str], plan: TrainingPlan, features: str, for_comparison: bool = False
 ) -> tuple[ModelVersion, EpochLoss]:
-    """Learn prompts from cached features, log the losses to MLflow, register the bundle; returns it and its losses."""
+    """Learn prompts from cached features, log the losses to MLflow, register the bundle; returns it and its losses.
+
+    for_comparison: as `register_bundle` has it.
+    """
     backbone = kept_backbone(plan.backbone, plan.geometry.image_size).to(resolve_device("auto"))
     cache = cache_folder(Store(store))
     cached = open_features(cache / "features" / features)
@@ -88,7 +91,8 @@ def learn_prompts(
             prompts, loss = learn(plan, backbone, cached, state_file, log_epoch)
         with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
             bundle = build_detector(plan, backbone, prompts, facts).save(folder)
-            version = register_bundle(Store(store), bundle, run_id, f"prompts learned on {', '.join(collections)}")
+            description = f"prompts learned on {', '.join(collections)}"
+            version = register_bundle(Store(store), bundle, run_id, description, for_comparison)
     return version, loss
 
 

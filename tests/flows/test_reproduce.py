@@ -14,6 +14,8 @@ from tasks.backbones import open_backbone
 from tasks.errors import InputError
 from tasks.layouts import DATASETS, find_datasets
 from tasks.paper import IMAGE_LEVEL, METHODS, METRICS, PIXEL_LEVEL, reported
+from tasks.registry import champion_version, use_tracking
+from tasks.store import Store
 from tests.flows.conftest import Command
 
 SMALL = ("--backbone", "embedded", "--image-size", "96", "--epochs", "1")
@@ -102,7 +104,12 @@ def test_the_table_has_the_papers_numbers_ours_and_the_difference(anomalyclip: C
     assert table[1][4] == f"{rows['mvtec']['ours']['image_auroc']:.1f}"
     assert table[1][5] == f"{rows['mvtec']['difference']['image_auroc']:+.1f}"
     parts = Path("store/collections/paper-mvtec/scores").iterdir()
-    assert len(list(parts)) == 1  # the same prompts under another number are not scored again
+    assert len(list(parts)) == 1  # the same prompts are not scored again
+    client = use_tracking(Store("store"))
+    assert {f"models:/{v.name}/{v.version}" for v in client.search_model_versions()} == {
+        row["model"] for row in rows.values()
+    }  # nor registered again
+    assert champion_version(client) is None
 
 
 def check_difference(row: dict[str, Any], metric: str) -> None:
@@ -127,6 +134,7 @@ def test_checkpoints_take_the_place_of_training_and_a_set_without_a_model_is_lef
     assert lines[1].split()[:4] == ["brainmri", "mvtec", "6", "90.3"]
     assert lines[-1].endswith("the set that its model is trained on: mvtec")
     assert not Path("store/collections/paper-mvtec").exists()
+    assert champion_version(use_tracking(Store("store"))) is None
 
 
 @pytest.mark.parametrize(

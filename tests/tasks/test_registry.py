@@ -53,6 +53,18 @@ def test_the_first_version_is_the_champion_and_stays_it(two_versions) -> None:
     assert resolve_model(store, CHAMPION_URI) == versions[0]
 
 
+def test_a_bundle_for_comparison_is_registered_once_and_never_the_champion(store: Store, bundle: Path) -> None:
+    with tracked_run(store, "train", {}) as run_id:
+        first, again = (register_bundle(store, bundle, run_id, "of the tests", for_comparison=True) for _ in range(2))
+        assert again == first
+        assert first.version == "1"
+        assert champion_version(use_tracking(store)) is None
+        trained = register_bundle(store, bundle, run_id, "of the tests")
+        assert register_bundle(store, bundle, run_id, "of the tests", for_comparison=True) == first
+    assert resolve_model(store, CHAMPION_URI) == trained
+    assert trained.version == "2"
+
+
 def test_a_version_is_named_by_its_number_for_ever(two_versions) -> None:
     store, versions = two_versions
     resolved = resolve_model(store, "models:/anomalyclip/2")
