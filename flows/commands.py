@@ -6,7 +6,7 @@ torch, Prefect and MLflow with them.
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -237,16 +237,28 @@ def run_reproduce(arguments: argparse.Namespace) -> tuple[Any, str]:
         arguments.image_size, arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
     )  # fmt: skip
     heads = {"data_set": "data set", "auxiliary": "trained on", "images": "images"}
-    for metric in s.sets[0].paper:
-        heads |= {f"paper {metric}": METRIC_HEADS[metric], f"ours {metric}": "ours", f"difference {metric}": "±"}
+    by_class = [
+        f"\n{row.data_set} by class, beside the authors' released checkpoint\n"
+        f"{reproduced_table(row.classes, {'class_name': 'class', 'images': 'images'})}\n"
+        for row in s.sets
+        if row.classes
+    ]
     left_out = [f"left out, for want of the set that its model is trained on: {name}" for name in s.left_out]
     left_out += [f"not recognised: {name}" for name in s.not_recognised]
     note = f"in percent: the paper's number, ours, the difference; AUPRO is the {s.aupro_definition} definition"
-    return s, "\n".join([as_table([reproduced_row(row) for row in s.sets], heads), note, *left_out])
+    return s, "\n".join([reproduced_table(s.sets, heads), *by_class, note, *left_out])
 
 
-def reproduced_row(row: Any) -> dict[str, Any]:
-    cells: dict[str, Any] = {"data_set": row.data_set, "auxiliary": row.auxiliary, "images": row.images}
+def reproduced_table(rows: Sequence[Any], heads: dict[str, str]) -> str:
+    """After the columns of the heads, the published number, ours and the difference of each metric."""
+    cells = [reproduced_row(row, heads) for row in rows]
+    for metric in rows[0].paper:
+        heads = heads | {f"paper {metric}": METRIC_HEADS[metric], f"ours {metric}": "ours", f"difference {metric}": "±"}
+    return as_table(cells, heads)
+
+
+def reproduced_row(row: Any, names: Iterable[str]) -> dict[str, Any]:
+    cells = {name: getattr(row, name) for name in names}
     for kind, digits in (("paper", ".1f"), ("ours", ".1f"), ("difference", "+.1f")):
         cells |= {f"{kind} {m}": None if v is None else format(v, digits) for m, v in getattr(row, kind).items()}
     return cells

@@ -17,14 +17,28 @@ from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics
 from tasks.features import compute_features
 from tasks.layout_names import Layout
 from tasks.layouts import DATASETS, find_datasets
-from tasks.paper import METRICS, auxiliary_of, reported
+from tasks.paper import METRICS, RELEASED, auxiliary_of, released, reported
 from tasks.store import default_store
 from tasks.training import TrainingPlan, learn_prompts
 
 
 @dataclass(frozen=True)
+class ReproducedClass:
+    """A class, or the mean, beside the authors' released checkpoint (paper); as in Reproduced."""
+
+    class_name: str
+    images: int
+    paper: dict[str, float | None]
+    ours: dict[str, float | None]
+    difference: dict[str, float | None]
+
+
+@dataclass(frozen=True)
 class Reproduced:
-    """One data set; paper, ours and difference by metric in percent, None where there is no number. model: its URI."""
+    """One data set; paper, ours and difference by metric in percent, None where there is no number. model: its URI.
+
+    classes: of the sets of which the authors' numbers by class are known, the mean last; empty for the others.
+    """
 
     data_set: str
     auxiliary: str
@@ -33,6 +47,7 @@ class Reproduced:
     paper: dict[str, float | None]
     ours: dict[str, float | None]
     difference: dict[str, float | None]
+    classes: list[ReproducedClass]
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,10 @@ def model_of(layout: str, checkpoint: str | None, plan: TrainingPlan, store: str
 
 def evaluate_set(layout: str, model: str, store: str) -> Reproduced:
     score(collection_of(layout), model, store=store)
-    return compare(layout, model, evaluate(collection_of(layout), model, store=store).metrics[-1])
+    metrics = evaluate(collection_of(layout), model, store=store).metrics
+    classes = [compare_class(layout, row) for row in metrics] if layout in RELEASED else []
+    paper, mean = reported(layout), metrics[-1]
+    return Reproduced(layout, auxiliary_of(layout), model, mean.images, paper, *compare(paper, mean), classes)
 
 
 def collection_of(layout: str) -> str:
@@ -124,13 +142,19 @@ def choose(
     return [name for name in wanted if name not in left_out], left_out
 
 
-def compare(layout: str, model: str, mean: ClassMetrics) -> Reproduced:
-    """The mean over classes beside what the paper reports."""
-    paper = reported(layout)
+def compare_class(layout: str, row: ClassMetrics) -> ReproducedClass:
+    paper = released(layout, row.class_name)
+    return ReproducedClass(row.class_name, row.images, paper, *compare(paper, row))
+
+
+def compare(
+    paper: Mapping[str, float | None], row: ClassMetrics
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Ours in percent, and the difference from the published numbers."""
     ours: dict[str, float | None] = {}
     difference: dict[str, float | None] = {}
     for metric in METRICS:
-        value, published = getattr(mean, metric), paper[metric]
+        value, published = getattr(row, metric), paper[metric]
         ours[metric] = None if value is None else 100 * value
         difference[metric] = None if value is None or published is None else 100 * value - published
-    return Reproduced(layout, auxiliary_of(layout), model, mean.images, paper, ours, difference)
+    return ours, difference

@@ -13,7 +13,7 @@ from models.prompts import PromptLearner
 from tasks.backbones import open_backbone
 from tasks.errors import InputError
 from tasks.layouts import DATASETS, find_datasets
-from tasks.paper import IMAGE_LEVEL, METHODS, METRICS, PIXEL_LEVEL, reported
+from tasks.paper import IMAGE_LEVEL, METHODS, METRICS, PIXEL_LEVEL, RELEASED, released, reported
 from tasks.registry import champion_version, use_tracking
 from tasks.store import Store
 from tests.flows.conftest import Command
@@ -89,7 +89,13 @@ def test_the_table_has_the_papers_numbers_ours_and_the_difference(anomalyclip: C
     assert rows["mvtec"]["paper"] == {"image_auroc": 91.5, "image_ap": 96.2, "pixel_auroc": 91.1, "aupro": 81.4}
     for name, missing in (("brainmri", ("pixel_auroc", "aupro")), ("kvasir", ("image_auroc", "image_ap"))):
         assert all(rows[name][kind][metric] is None for kind in ("paper", "ours") for metric in missing)
-    for row in done["sets"]:
+    assert [[c["class_name"] for c in row["classes"]] for row in done["sets"]] == [
+        ["bottle", "mean"], ["candle", "mean"], [], [],
+    ]  # fmt: skip
+    assert rows["visa"]["classes"][0]["paper"] == {
+        "image_auroc": 80.9, "image_ap": 82.6, "pixel_auroc": 98.8, "aupro": 96.5,
+    }  # fmt: skip
+    for row in (*done["sets"], *rows["mvtec"]["classes"], *rows["visa"]["classes"]):
         for metric in METRICS:
             check_difference(row, metric)
     assert rows["mvtec"]["model"] != rows["visa"]["model"] == rows["kvasir"]["model"]
@@ -103,6 +109,8 @@ def test_the_table_has_the_papers_numbers_ours_and_the_difference(anomalyclip: C
     assert table[1][:4] == ["mvtec", "visa", "8", "91.5"]
     assert table[1][4] == f"{rows['mvtec']['ours']['image_auroc']:.1f}"
     assert table[1][5] == f"{rows['mvtec']['difference']['image_auroc']:+.1f}"
+    by_class = again.out.splitlines().index("mvtec by class, beside the authors' released checkpoint")
+    assert table[by_class + 2][:3] == ["bottle", "8", "88.7"]
     parts = Path("store/collections/paper-mvtec/scores").iterdir()
     assert len(list(parts)) == 1  # the same prompts are not scored again
     client = use_tracking(Store("store"))
@@ -171,6 +179,15 @@ def test_folders_are_found_by_layout_title_or_the_publishers_name(tmp_path: Path
     assert unknown == ["KolektorSDD2", "notes"]
     with pytest.raises(InputError, match="does not exist"):
         find_datasets(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("layout", ["mvtec", "visa"])
+def test_the_released_numbers_are_of_every_class_and_their_mean_is_the_mean(layout: str):
+    assert set(RELEASED[layout]) == {*DATASETS[layout].classes, "mean"}
+    for metric, mean in released(layout, "mean").items():
+        by_class = [released(layout, name)[metric] for name in DATASETS[layout].classes]
+        assert np.mean(by_class) == pytest.approx(mean, abs=0.1)  # of numbers that are rounded to 0.1
+    assert released(layout, "holiday") == dict.fromkeys(METRICS)
 
 
 def test_the_papers_tables_are_whole():
