@@ -112,6 +112,7 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
             "[…] 95 % bootstrap intervals over the images, pixel metrics have none; AUPRO by the published code (official)",
             "and with its usual integral up to a false positive rate of 0.3 (standard)",
             *undefined_lines(rows),
+            *unscored_lines(s.metrics),
             f"{s.model} on {s.collection}, MLflow run {s.mlflow_run}",
         ]
     )
@@ -135,6 +136,16 @@ def undefined_lines(rows: Sequence[Any]) -> list[str]:
         f"– {reason}: " + "; ".join(f"{metrics} of {', '.join(names)}" for metrics, names in metrics_of.items())
         for reason, metrics_of in found.items()
     ]
+
+
+def unscored_lines(metrics: Sequence[Any]) -> list[str]:
+    """A line where labelled images take no part; metrics: by class, the mean last."""
+    *classes, mean = metrics
+    if not mean.unscored:
+        return []
+    by_class = ", ".join(f"{row.class_name} {row.unscored}" for row in classes if row.unscored)
+    total = mean.images + mean.unscored
+    return [f"– unscored, because they cannot be read: {mean.unscored} of {total} labelled images ({by_class})"]
 
 
 def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -245,8 +256,9 @@ def run_reproduce(arguments: argparse.Namespace) -> tuple[Any, str]:
     ]
     left_out = [f"left out, for want of the set that its model is trained on: {name}" for name in s.left_out]
     left_out += [f"not recognised: {name}" for name in s.not_recognised]
+    unscored = [f"unscored, because they cannot be read: {r.unscored} of {r.data_set}" for r in s.sets if r.unscored]
     note = f"in percent: the paper's number, ours, the difference; AUPRO is the {s.aupro_definition} definition"
-    return s, "\n".join([reproduced_table(s.sets, heads), *by_class, note, *left_out])
+    return s, "\n".join([reproduced_table(s.sets, heads), *by_class, note, *unscored, *left_out])
 
 
 def reproduced_table(rows: Sequence[Any], heads: dict[str, str]) -> str:

@@ -17,12 +17,13 @@ from tasks.store import Store, default_store
 
 @dataclass(frozen=True)
 class EvaluateSummary:
-    """A row a class, the mean over classes last."""
+    """metrics: a row a class, the mean over classes last; unscored: labelled images that could not be read."""
 
     collection: str
     model: str
     mlflow_run: str
     aupro_definition: str
+    unscored: int
     metrics: list[ClassMetrics]
 
 
@@ -47,4 +48,4 @@ def evaluate(
     table, run_id = evaluate_collection(store, collection, version)
     publish_table("evaluate", collection, [asdict(row) for row in table], f"{collection}, {version.uri}")
     publish_links("evaluate", collection, mlflow_links(Store(store), version, run_id))
-    return EvaluateSummary(collection, version.uri, run_id, AUPRO_DEFINITION, table)
+    return EvaluateSummary(collection, version.uri, run_id, AUPRO_DEFINITION, table[-1].unscored, table)

@@ -38,12 +38,14 @@ class Reproduced:
     """One data set; paper, ours and difference by metric in percent, None where there is no number. model: its URI.
 
     classes: of the sets of which the authors' numbers by class are known, the mean last; empty for the others.
+    images: that took part; unscored: that could not be read.
     """
 
     data_set: str
     auxiliary: str
     model: str
     images: int
+    unscored: int
     paper: dict[str, float | None]
     ours: dict[str, float | None]
     difference: dict[str, float | None]
@@ -111,7 +113,8 @@ def evaluate_set(layout: str, model: str, store: str) -> Reproduced:
     metrics = evaluate(collection_of(layout), model, store=store).metrics
     classes = [compare_class(layout, row) for row in metrics] if layout in RELEASED else []
     paper, mean = reported(layout), metrics[-1]
-    return Reproduced(layout, auxiliary_of(layout), model, mean.images, paper, *compare(paper, mean), classes)
+    row = mean.images, mean.unscored
+    return Reproduced(layout, auxiliary_of(layout), model, *row, paper, *compare(paper, mean), classes)
 
 
 def collection_of(layout: str) -> str:

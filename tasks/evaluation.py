@@ -55,6 +55,7 @@ Draws = dict[str, np.ndarray]  # an image metric (resamples,)
 class ClassMetrics:
     """Metrics of one class in [0, 1], None where undefined; aupro and aupro_standard are the two definitions.
 
+    images: those with a score; unscored: labelled ones that could not be read, and take no part;
     intervals: of each image metric that is defined, 95 % by bootstrap over the images (pixel metrics have none);
     undefined: why a metric is None.
     """
@@ -72,6 +73,7 @@ class ClassMetrics:
     aupro_standard: float | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
     undefined: dict[str, str] = field(default_factory=dict)
+    unscored: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Grids(Protocol):
 def evaluate_class(
     name: str, rows: pd.DataFrame, grids: Grids, config: DetectorConfig, seed: list[int]
 ) -> EvaluatedClass:
-    """rows: the scored images of the class, in an order that the bootstrap can be repeated with."""
+    """rows: the labelled images of the class, in an order that the bootstrap can be repeated with; score null: unscored."""
+    unscored, rows = int(rows["score"].isna().sum()), with_score(rows)
     labels, scores = labels_and_scores(rows)
     anomalous = int(labels.sum())
     values = {f"image_{metric}": value for metric, value in image_metrics(labels, scores).items()}
@@ -108,7 +111,9 @@ def evaluate_class(
     values |= {"aupro": ranked.aupro[AUPRO_DEFINITION], "aupro_standard": ranked.aupro["standard"]}
     for reason in ranked.undefined.values():  # of all of them or of one definition
         undefined |= {metric: reason for metric in PIXEL_METRICS if values[metric] is None}
-    found = ClassMetrics(name, len(labels), anomalous, **values, intervals=intervals_of(draws), undefined=undefined)
+    found = ClassMetrics(
+        name, len(labels), anomalous, **values, intervals=intervals_of(draws), undefined=undefined, unscored=unscored
+    )
     return EvaluatedClass(found, ranked.curve, draws)
 
 
@@ -126,7 +131,7 @@ def mean_over_classes(classes: list[EvaluatedClass]) -> ClassMetrics:
     draws = {metric: np.mean([draw[metric] for draw in drawn], axis=0) for metric in IMAGE_METRICS if drawn}
     return ClassMetrics(
         "mean", sum(row.images for row in rows), sum(row.anomalous for row in rows), **means,
-        intervals=intervals_of(draws), undefined=undefined,
+        intervals=intervals_of(draws), undefined=undefined, unscored=sum(row.unscored for row in rows),
     )  # fmt: skip
 
 
@@ -136,6 +141,10 @@ def intervals_of(draws: Draws | None) -> dict[str, Interval]:
 
 def labels_and_scores(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return rows["label"].to_numpy(int), rows["score"].to_numpy(float)
+
+
+def with_score(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["score"].notna()]
 
 
 def rank_maps(rows: pd.DataFrame, grids: Grids, config: DetectorConfig) -> PixelResult:
@@ -183,7 +192,8 @@ def log_evaluation(
     store: Store, collection: str, model: ModelVersion, config: DetectorConfig
 ) -> tuple[list[ClassMetrics], str]:
     manifest = read_manifest(store, collection, FACTS)
-    rows = scored_rows(store, manifest, model)
+    labelled = scored_rows(store, manifest, model)
+    rows = with_score(labelled)
     worst = worst_images(rows)
     shown = pd.concat([with_truth(rows), *worst.values()])["image_id"]
     with (
@@ -191,16 +201,17 @@ def log_evaluation(
         spilled_grids(store, collection, model, shown) as grids,
     ):
         classes, curves = [], Curves()
-        for number, (class_name, members) in enumerate(rows.groupby("class_name", sort=True)):
+        for number, (class_name, members) in enumerate(labelled.groupby("class_name", sort=True)):
             found = evaluate_class(str(class_name), members, grids, config, [SEED, number])
-            curves.add(found.metrics.class_name, *labels_and_scores(members), found.curve)
+            curves.add(found.metrics.class_name, *labels_and_scores(with_score(members)), found.curve)
             classes.append(found)
         table = [*(each.metrics for each in classes), mean_over_classes(classes)]
         save_scores(rows, Path(name) / "scores.parquet")
         curves.save(Path(name) / "curves.png")
         save_histogram(rows, Path(name) / "histogram.png")
         save_pictures(worst, grids, config, Path(name) / "worst")
-        with tracked_run(store, f"evaluate {collection}", parameters(manifest, model, config)) as run_id:
+        facts = parameters(manifest, model, config) | {"unscored": table[-1].unscored}
+        with tracked_run(store, f"evaluate {collection}", facts) as run_id:
             mlflow.set_tag("step", "evaluate")
             log_metrics(table)
             log_dataset(store, manifest)
@@ -219,16 +230,21 @@ def labelled_rows(manifest: Manifest) -> pd.DataFrame:
 
 
 def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.DataFrame:
-    """Labelled rows of the manifest with their scores, by image_id; InputError where there are no labels or no scores."""
+    """Labelled rows of the manifest with their scores, by image_id; null where the image could not be read.
+
+    Raises InputError where there are no labels, where images have not been scored yet, and where none could be read.
+    """
     labelled = labelled_rows(manifest)
     folder = scores_folder(manifest.collection, model.partition)
-    scores = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score"]).to_pandas().dropna()
+    scores = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score"]).to_pandas()
     joined = labelled.merge(scores.drop_duplicates("image_id"), on="image_id", how="inner")
-    if joined.empty:
+    if missing := len(labelled) - len(joined):
         raise InputError(
-            f"{model.uri} has scored no labelled image of {manifest.collection!r}: "
-            f"run `anomalyclip score --collection {manifest.collection}` first"
+            f"{model.uri} has not scored {missing} of the {len(labelled)} labelled images of {manifest.collection!r}: "
+            f"run `anomalyclip score --collection {manifest.collection}` first, with the same --model"
         )
+    if with_score(joined).empty:
+        raise InputError(f"none of the {len(joined)} labelled images of {manifest.collection!r} can be read")
     return joined.sort_values("image_id", ignore_index=True)
 
 

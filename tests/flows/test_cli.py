@@ -46,10 +46,13 @@ def test_a_collection_goes_from_folder_to_scores_masks_and_metrics(anomalyclip: 
     write_images(images, range(24, 27))
     more = anomalyclip("ingest", str(images), "--collection", "parts", "--layout", "folders", "--json").json
     assert (more["new"], more["unchanged"]) == (3, 24)
+    refused = anomalyclip("evaluate", "--collection", "parts")
+    assert (refused.code, refused.out) == (2, "")
+    assert "has not scored 3 of the 27 labelled images of 'parts': run `anomalyclip score" in refused.err
     assert anomalyclip("score", "--collection", "parts", "--json").json["scored"] == 3
 
     evaluated = anomalyclip("evaluate", "--collection", "parts", "--json").json
-    assert evaluated["metrics"][-1]["images"] == 27
+    assert (evaluated["metrics"][-1]["images"], evaluated["unscored"]) == (27, 0)
     assert 0 <= evaluated["metrics"][-1]["image_auroc"] <= 1
     assert evaluated["metrics"][0]["pixel_auroc"] is None
     assert evaluated["metrics"][0]["undefined"]["pixel_auroc"] == "no masks"
@@ -71,6 +74,9 @@ def test_a_bad_image_is_a_row_and_the_run_goes_on(anomalyclip: Command, images: 
     assert answer.code == 0
     assert answer.json["unreadable"] == {"empty": 1, "unsupported": 1}
     assert answer.json["scored"] == 26
+    assert anomalyclip("evaluate", "--collection", "parts", "--json").json["unscored"] == 2
+    lines = anomalyclip("evaluate", "--collection", "parts").out.splitlines()
+    assert "– unscored, because they cannot be read: 2 of 26 labelled images (parts 2)" in lines
 
 
 def test_json_is_the_only_thing_on_standard_output(tmp_path: Path, images: Path):

@@ -254,16 +254,52 @@ def test_a_collection_that_is_not_scored_is_refused(registered: Registered, tmp_
         evaluate_collection.fn(registered.store.uri, "new", registered.model)
 
 
-def test_an_image_without_a_score_takes_no_part(registered: Registered, tmp_path: Path) -> None:
-    write_photos(tmp_path / "source/good", range(3))
-    write_photos(tmp_path / "source/bent", range(3, 5))
-    (tmp_path / "source/good/cut.png").write_bytes((tmp_path / "source/good/000.png").read_bytes()[:200])
-    ingest_source.fn(registered.store.uri, "cut", str(tmp_path / "source"), "folders", False)
-    score(registered.store, registered, "cut")
-    write_photos(tmp_path / "source/good", range(8, 10))  # listed, and not scored yet
-    ingest_source.fn(registered.store.uri, "cut", str(tmp_path / "source"), "folders", False)
-    table, _ = evaluate_collection.fn(registered.store.uri, "cut", registered.model)
-    assert (table[0].images, table[0].anomalous) == (5, 2)
+@pytest.fixture
+def cut(registered: Registered, tmp_path: Path) -> Registered:
+    """A scored collection of two classes: two images of the first cannot be read, nor the only one of the second."""
+    root = tmp_path / "source"
+    for name, numbers in (("good", range(3)), ("bent", range(3, 5))):
+        write_photos(root / name, numbers)
+    broken = (root / "good/000.png").read_bytes()[:200]
+    for name in ("good/cut.png", "bent/cut.png", "washer.png"):
+        (root / name).write_bytes(broken)
+    images = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    lines = [f"{path},{int('bent' in path.parts)},{path.stem if len(path.parts) == 1 else 'nut'}" for path in images]
+    (root / "labels.csv").write_text("\n".join(["image,label,class", *lines]))
+    ingest_source.fn(registered.store.uri, tmp_path.name, str(root), "labels", False)
+    score(registered.store, registered, tmp_path.name)
+    return registered
+
+
+def test_an_image_that_cannot_be_read_takes_no_part_and_is_counted(cut: Registered, tmp_path: Path) -> None:
+    (nut, washer, mean), run_id = evaluate_collection.fn(cut.store.uri, tmp_path.name, cut.model)
+    counts = [(row.images, row.anomalous, row.unscored) for row in (nut, washer, mean)]
+    assert counts == [(5, 2, 2), (0, 0, 1), (5, 2, 3)]
+    assert washer.undefined["image_auroc"] == "no image"
+    assert mean.image_auroc == nut.image_auroc is not None
+    assert MlflowClient().get_run(run_id).data.params["unscored"] == "3"
+
+
+def test_images_that_are_not_scored_yet_are_counted_and_refused(cut: Registered, tmp_path: Path) -> None:
+    """Whatever else is scored: metrics over a part of the collection would look like those of all of it."""
+    write_photos(tmp_path / "source/good", range(8, 10))
+    with (tmp_path / "source/labels.csv").open("a") as labels:
+        labels.write("\ngood/008.png,0,nut\ngood/009.png,0,nut")
+    ingest_source.fn(cut.store.uri, tmp_path.name, str(tmp_path / "source"), "labels", False)
+    expected = r"has not scored 2 of the 10 labelled images of .* run `anomalyclip score --collection \S+` first"
+    with pytest.raises(InputError, match=expected):
+        evaluate_collection.fn(cut.store.uri, tmp_path.name, cut.model)
+    score(cut.store, cut, tmp_path.name)
+    assert evaluate_collection.fn(cut.store.uri, tmp_path.name, cut.model)[0][-1].images == 7
+
+
+def test_a_collection_of_which_nothing_can_be_read_is_refused(registered: Registered, tmp_path: Path) -> None:
+    (tmp_path / "source/good").mkdir(parents=True)
+    (tmp_path / "source/good/note.png").write_text("not an image")
+    ingest_source.fn(registered.store.uri, "notes", str(tmp_path / "source"), "folders", False)
+    score(registered.store, registered, "notes")
+    with pytest.raises(InputError, match="none of the 1 labelled images of 'notes' can be read"):
+        evaluate_collection.fn(registered.store.uri, "notes", registered.model)
 
 
 def test_anomalous_images_without_a_mask_take_part_in_image_metrics_alone(
