@@ -33,8 +33,8 @@ class Curves:
         label = class_name[:LONGEST_NAME].replace("$", r"\$")  # no formula
         if ranked := rank(labels, scores):
             self.axes["roc"].plot(*ranked.roc(), label=label)
-            precision, recall = ranked.precision_recall()
-            self.axes["pr"].step(recall, precision, where="post", label=label)
+            precision, recall = ranked.precision_recall()  # of each step in recall: the area below is average precision
+            self.axes["pr"].step(np.append(0, recall), np.append(precision[0], precision), where="pre", label=label)
         if pro:
             self.axes["pro"].plot(*pro, label=label)
 
