@@ -13,10 +13,12 @@ from typing import Any
 from tasks.errors import InputError
 from tasks.store import Store
 
-METRIC_HEADS = {
-    "class_name": "class", "images": "images", "image_auroc": "image AUROC", "image_ap": "AP", "image_f1_max": "F1-max",
-    "pixel_auroc": "pixel AUROC", "aupro": "AUPRO (official)", "aupro_standard": "AUPRO (standard)",
+IMAGE_HEADS = {"image_auroc": "image AUROC", "image_ap": "AP", "image_f1_max": "F1-max"}
+PIXEL_HEADS = {
+    "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_f1_max": "pixel F1-max",
+    "aupro": "AUPRO (official)", "aupro_standard": "AUPRO (standard)",
 }  # fmt: skip
+METRIC_HEADS = IMAGE_HEADS | PIXEL_HEADS
 
 
 class Refused(Exception):
@@ -35,12 +37,11 @@ def run_demo(arguments: argparse.Namespace) -> tuple[Any, str]:
 
     summary = demo(arguments.images, arguments.cells, arguments.epochs, store=arguments.store)
     rows = [{"collection": name} | asdict(table[-1]) for name, table in summary.metrics.items()]
-    heads = {"collection": "collection"} | {name: head for name, head in METRIC_HEADS.items() if name != "class_name"}
     seconds = "  ".join(f"{step} {value:.1f} s" for step, value in summary.seconds.items())
     return summary, "\n".join(
         [
             "",
-            as_table(rows, heads),
+            metric_tables(rows, {"collection": "collection"}),
             "",
             f"{seconds}  total {sum(summary.seconds.values()):.1f} s",
             "",
@@ -108,7 +109,7 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     rows = s.metrics if len(s.metrics) > 2 else s.metrics[:1]
     return s, "\n".join(
         [
-            as_table([with_intervals(row) for row in rows], METRIC_HEADS),
+            metric_tables([with_intervals(row) for row in rows], {"class_name": "class"}),
             "[…] 95 % bootstrap intervals over the images, pixel metrics have none; AUPRO by the published code (official)",
             "and with its usual integral up to a false positive rate of 0.3 (standard)",
             *undefined_lines(rows),
@@ -152,22 +153,21 @@ def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.compare import compare
 
     s = compare([arguments.run_id, *arguments.others], store=arguments.store)
-    heads = {"class_name": "class", "run_id": "run", "model": "model"} | METRIC_HEADS
+    names = {"class_name": "class", "run_id": "run"}
     moved: dict[tuple[str, str], dict[str, Any]] = {}
     for d in s.differences:
         row = moved.setdefault((d.class_name, d.run_id), {"class_name": d.class_name, "run_id": d.run_id})
         row[d.metric] = str(d)
-    moved_heads = {name: heads[name] for name in ("class_name", "run_id", "image_auroc", "image_ap", "image_f1_max")}
     note = f"differences to run {s.metrics[0].run_id}, with 95 % intervals of a paired bootstrap over the images"
     return s, "\n".join(
         [
             f"{s.collection}, {s.images} images",
-            as_table([asdict(row) for row in s.metrics], heads),
+            metric_tables([asdict(row) for row in s.metrics], names | {"model": "model"}),
             "",
             note
             if moved
             else "no class has both normal and anomalous images: there are no differences of image metrics",
-            *([as_table(list(moved.values()), moved_heads)] if moved else []),
+            *([as_table(list(moved.values()), names | IMAGE_HEADS)] if moved else []),
         ]
     )
 
@@ -274,6 +274,12 @@ def reproduced_row(row: Any, names: Iterable[str]) -> dict[str, Any]:
     for kind, digits in (("paper", ".1f"), ("ours", ".1f"), ("difference", "+.1f")):
         cells |= {f"{kind} {m}": None if v is None else format(v, digits) for m, v in getattr(row, kind).items()}
     return cells
+
+
+def metric_tables(rows: list[dict[str, Any]], names: dict[str, str]) -> str:
+    """The image metrics and below them the pixel metrics: side by side they are too wide for a terminal."""
+    image = as_table(rows, names | {"images": "images"} | IMAGE_HEADS)
+    return f"{image}\n\n{as_table(rows, names | PIXEL_HEADS)}"
 
 
 def as_table(rows: list[dict[str, Any]], heads: dict[str, str]) -> str:

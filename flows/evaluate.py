@@ -1,6 +1,6 @@
 """Evaluate: metrics of a scored, labelled collection against its labels and masks, into MLflow."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from prefect import flow
 
@@ -9,7 +9,7 @@ from flows.score import score
 from tasks.artifacts import publish_links, publish_table
 from tasks.baselines import make_baseline
 from tasks.errors import InputError
-from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection, labelled_rows
+from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics, evaluate_collection, flat, labelled_rows
 from tasks.manifest import read_manifest
 from tasks.registry import CHAMPION_URI, mlflow_links, resolve_model
 from tasks.store import Store, default_store
@@ -46,6 +46,6 @@ def evaluate(
     else:
         version = resolve_model(Store(store), model)
     table, run_id = evaluate_collection(store, collection, version)
-    publish_table("evaluate", collection, [asdict(row) for row in table], f"{collection}, {version.uri}")
+    publish_table("evaluate", collection, [flat(row) for row in table], f"{collection}, {version.uri}")
     publish_links("evaluate", collection, mlflow_links(Store(store), version, run_id))
     return EvaluateSummary(collection, version.uri, run_id, AUPRO_DEFINITION, table[-1].unscored, table)

@@ -52,6 +52,8 @@ class ComparedMetrics:
     image_ap: float | None
     image_f1_max: float | None
     pixel_auroc: float | None
+    pixel_ap: float | None
+    pixel_f1_max: float | None
     aupro: float | None
     aupro_standard: float | None
 
@@ -109,9 +111,8 @@ def compared_metrics(evaluations: list[Evaluation]) -> list[ComparedMetrics]:
     classes = [(str(name), int(count), f"/{metric_name(str(name))}") for name, count in counts.items()]
     if len(classes) > 1:
         classes.append((MEAN, int(counts.sum()), ""))
-    shown = [metric for metric in METRICS if metric in ComparedMetrics.__dataclass_fields__]
     return [
-        ComparedMetrics(name, e.run_id, e.model, images, **{m: e.metrics.get(f"{m}{suffix}") for m in shown})
+        ComparedMetrics(name, e.run_id, e.model, images, **{m: e.metrics.get(f"{m}{suffix}") for m in METRICS})
         for name, images, suffix in classes
         for e in evaluations
     ]

@@ -281,10 +281,15 @@ def log_metrics(table: list[ClassMetrics]) -> None:
 
 
 def flat(row: ClassMetrics) -> dict[str, Any]:
-    """A row without nested values."""
+    """A row of a table: no nested values, and `aupro` under the name of its definition."""
     facts = asdict(row) | bounds(row)
     del facts["intervals"]
-    return facts | {"undefined": "; ".join(f"{metric}: {reason}" for metric, reason in row.undefined.items())}
+    facts["undefined"] = "; ".join(f"{column(metric)}: {reason}" for metric, reason in row.undefined.items())
+    return {column(name): value for name, value in facts.items()}
+
+
+def column(name: str) -> str:
+    return f"aupro_{AUPRO_DEFINITION}" if name == "aupro" else name
 
 
 def bounds(row: ClassMetrics) -> dict[str, float | None]:

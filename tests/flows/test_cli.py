@@ -59,7 +59,7 @@ def test_a_collection_goes_from_folder_to_scores_masks_and_metrics(anomalyclip: 
     low, high = evaluated["metrics"][0]["intervals"]["image_auroc"]
     table = anomalyclip("evaluate", "--collection", "parts").out
     assert f"{evaluated['metrics'][0]['image_auroc']:.3f} [{low:.3f}, {high:.3f}]" in table
-    assert "– no masks: pixel AUROC, AUPRO (official), AUPRO (standard) of parts\n" in table
+    assert "– no masks: pixel AUROC, pixel AP, pixel F1-max, AUPRO (official), AUPRO (standard) of parts\n" in table
 
     page = anomalyclip("report", "--collection", "parts", "--json").json["report"]
     assert Path(page.removeprefix("file://")).read_text(encoding="utf-8").startswith("<!doctype html>")

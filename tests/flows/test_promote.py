@@ -40,7 +40,7 @@ def test_a_second_version_goes_through_the_gate_and_back(anomalyclip: Command, t
     (auroc,) = (row for row in compared["differences"] if row["metric"] == "image_auroc")
     assert abs(auroc["value"] - (after - before)) < 1e-12
     table = anomalyclip("compare", *(run["mlflow_run"][:10] for run in runs)).out
-    assert "AUPRO (official)" in table
+    assert "pixel AUROC  pixel AP  pixel F1-max  AUPRO (official)  AUPRO (standard)" in table
     assert f"differences to run {runs[0]['mlflow_run']}" in table
 
     margin = -auroc["low"]

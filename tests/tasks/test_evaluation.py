@@ -221,9 +221,11 @@ def test_the_run_holds_tables_figures_and_the_worst_images(scored: Registered, t
     logged = json.loads((folder / "metrics.json").read_text())
     values = dict(zip(logged["columns"], zip(*logged["data"], strict=True), strict=True))
     assert values["class_name"] == ("bolt", "nut", "mean")
+    assert values["aupro_official"] == pytest.approx([None, table[1].aupro, table[2].aupro])
+    assert "aupro" not in values
     assert values["aupro_standard"] == pytest.approx([None, table[1].aupro_standard, table[2].aupro_standard])
     assert values["image_auroc_low"] == pytest.approx([None] + 2 * [table[1].intervals["image_auroc"][0]])
-    assert "aupro: no anomalous image" in values["undefined"][0]
+    assert "aupro_official: no anomalous image" in values["undefined"][0]
     rows = scored_rows(scored, tmp_path.name).sort_values("score", kind="stable")
     for kind, expected in (
         ("false_positives", rows[rows["label"] == 0]["image_id"][::-1][:8]),

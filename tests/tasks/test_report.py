@@ -24,7 +24,7 @@ from tests.tasks.conftest import photo
 
 HOSTILE = "</script><script>alert(1)</script>\"'&\u2028\n<!--.png".replace("/", "∕")
 METRICS = [
-    ClassMetrics("<u>nut</u>", 3, 1, 0.5, 0.25, None, None, None, None, None, 0.75),
+    ClassMetrics("<u>nut</u>", 3, 1, 0.5, 0.25, None, None, 0.125, 0.375, None, 0.75),
     ClassMetrics("mean", 3, 1, 0.5, 0.25, None, None, None, None, None, 0.75),
 ]
 
@@ -133,7 +133,10 @@ def test_an_image_that_is_gone_by_now_is_a_row_without_a_picture(page: Page) -> 
 
 def test_undefined_metrics_are_a_dash_and_both_definitions_of_aupro_are_named(page: Page) -> None:
     assert '<th scope="col">AUPRO (official)</th><th scope="col">AUPRO (standard)</th>' in page.html
-    assert "<td>0.500</td><td>0.250</td><td>–</td><td>–</td><td>–</td><td>0.750</td>" in page.html
+    assert (
+        "<td>0.500</td><td>0.250</td><td>–</td><td>–</td><td>0.125</td><td>0.375</td><td>–</td><td>0.750</td>"
+        in page.html
+    )
 
 
 @pytest.mark.parametrize(("bound", "value"), [("LISTED", 1), ("NAME_BYTES", 10)])
