@@ -113,8 +113,9 @@ def evaluate_set(layout: str, model: str, store: str) -> Reproduced:
     metrics = evaluate(collection_of(layout), model, store=store).metrics
     classes = [compare_class(layout, row) for row in metrics] if layout in RELEASED else []
     paper, mean = reported(layout), metrics[-1]
-    row = mean.images, mean.unscored
-    return Reproduced(layout, auxiliary_of(layout), model, *row, paper, *compare(paper, mean), classes)
+    ours, difference = compare(paper, mean)
+    auxiliary, counts = auxiliary_of(layout), (mean.images, mean.unscored)
+    return Reproduced(layout, auxiliary, model, *counts, paper, ours, difference, classes)
 
 
 def collection_of(layout: str) -> str:
