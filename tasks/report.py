@@ -112,12 +112,15 @@ def read_collections(store: Store, collections: list[str], model: ModelVersion, 
 
 
 def listed_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those that the page names, with the `name` of each: its URI below what all have in common."""
-    listed = rows.head(LISTED)
+    """Those that the page names, with the `name` of each: its URI below what all have in common.
+
+    Where not all find room, anomalous ones come before unreadable ones, and these before the rest.
+    """
     root = common_folder(rows["uri"].min(), rows["uri"].max()) if len(rows) else ""
-    names = listed["uri"].str.slice(len(root))
-    fitting = names.map(lambda name: len(name.encode())).cumsum() <= NAME_BYTES
-    return listed.assign(name=names, root=root)[fitting.astype(bool)]
+    turns = rows["rank"].map({0: 0, 2: 1, 1: 2}).sort_values(kind="stable").index[:LISTED]
+    names = rows.loc[turns, "uri"].str.slice(len(root))
+    fitting = names[names.map(lambda name: len(name.encode())).cumsum() <= NAME_BYTES]
+    return rows[rows.index.isin(fitting.index)].assign(name=fitting, root=root)
 
 
 def count_classes(rows: pd.DataFrame) -> list[ClassCounts]:

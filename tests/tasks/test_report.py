@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -17,7 +18,15 @@ from models.detector import read_bundle_config
 from tasks.evaluation import ClassMetrics
 from tasks.manifest import ingest_source, records
 from tasks.registry import ModelVersion
-from tasks.report import Picture, as_script_json, make_picture, read_collections, within, write_report
+from tasks.report import (
+    Picture,
+    as_script_json,
+    listed_rows,
+    make_picture,
+    read_collections,
+    within,
+    write_report,
+)
 from tasks.scoring import plan_shards, score_shard
 from tasks.store import Store
 from tests.tasks.conftest import photo
@@ -148,8 +157,20 @@ def test_what_is_not_listed_is_said(
     monkeypatch.setattr(f"tasks.report.{bound}", value)
     uri = write_report.fn(store.uri, "run", scored, {"parts": []}, "A page")
     page = Page(Path(uri.removeprefix("file://")).read_text(encoding="utf-8"))
-    assert "The first 1 are listed" in page.text
-    assert page.data["columns"]["name"] == ["plain.png"]
+    assert "1 of 2 are listed" in page.text
+    assert page.data["columns"]["name"] == ["note.png"]  # what cannot be read is looked at before what scores low
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "left"),
+    [("LISTED", 1, "a"), ("LISTED", 2, "ab"), ("LISTED", 3, "abe"), ("LISTED", 5, "abcef"), ("NAME_BYTES", 5, "abcef")],
+)
+def test_anomalous_then_unreadable_images_are_listed_whatever_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: int, left: str
+) -> None:
+    rows = pd.DataFrame({"uri": [f"s3://photos/{name}" for name in "abcdef"], "rank": [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]})
+    monkeypatch.setattr(f"tasks.report.{bound}", value)
+    assert "".join(listed_rows(rows.set_index(np.array([3, 0, 5, 1, 4, 2])))["name"]) == left
 
 
 def test_no_more_pictures_than_the_page_can_hold() -> None:
