@@ -103,10 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     calibrate = command("calibrate", commands.run_calibrate,
                         "Set thresholds from the scores of an unlabelled reference.",
-                        "anomalyclip calibrate --collection line-4 --false-alarm-rate 0.01")  # fmt: skip
+                        "anomalyclip calibrate --collection line-4 --false-alarm-rate 0.01 --nights 7")  # fmt: skip
     add_collection(calibrate)
     calibrate.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="RATE",
-                           help="share of normal images that may raise an alarm (default: 0.01)")  # fmt: skip
+                           help=f"{help_of(parameters.FalseAlarmRate)} (default: 0.01)")  # fmt: skip
+    calibrate.add_argument("--nights", type=positive, metavar="N", help=help_of(parameters.Nights))
     add_model(calibrate)
 
     nightly = command("nightly", commands.run_nightly,

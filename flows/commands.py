@@ -196,7 +196,9 @@ def run_rollback(arguments: argparse.Namespace) -> tuple[Any, str]:
 def run_calibrate(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.calibrate import calibrate
 
-    s = calibrate(arguments.collection, arguments.false_alarm_rate, arguments.model, store=arguments.store)
+    s = calibrate(
+        arguments.collection, arguments.false_alarm_rate, arguments.model, arguments.nights, store=arguments.store
+    )  # fmt: skip
     rows = [{"class_name": name} | asdict(found) for name, found in s.classes.items()]
     table = as_table(rows, {"class_name": "class", "images": "images", "score": "score above", "pixel": "map above"})
     left_out = "".join(f"\n{name}: {count} images are too few, no decisions" for name, count in s.too_small.items())

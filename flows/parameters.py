@@ -52,6 +52,12 @@ FeatureLayers = Annotated[
     list[int] | None, parameter("1-based layers whose maps are summed; by default the last, as published")
 ]
 DpamLayers = Annotated[int | None, parameter("last blocks with V-V attention; by default 19 of 24 in proportion")]
+FalseAlarmRate = Annotated[
+    float, parameter("share of normal images that may raise an alarm", exclusiveMinimum=0, exclusiveMaximum=1)
+]
+Nights = Annotated[
+    int | None, parameter("take only the last so many days (UTC) that brought new images; by default all", minimum=1)
+]
 Format = Annotated[
     Literal["coco", "label-studio", "lookout"],
     parameter("COCO with regions as RLE, Label Studio tasks, or answers as Lookout for Vision gave them"),

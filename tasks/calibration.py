@@ -1,10 +1,12 @@
 """Calibration of a collection's scores against themselves.
 
-The reference is what a model has scored of the collection so far, unlabelled; images that are known to be anomalous are
-left out. models.conformal says what is guaranteed, and what unknown anomalies in the reference do.
+The reference is what a model has scored of the collection's current images so far, or of those that the last nights
+brought, unlabelled; images that are known to be anomalous are left out. models.conformal says what is guaranteed, and what
+unknown anomalies in the reference do.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +21,11 @@ from models.conformal import conformal_threshold, smallest_reference
 from models.detector import DetectorConfig, read_bundle_config
 from models.maps import upsample
 from tasks.errors import InputError
-from tasks.manifest import digest_of, list_parts, stream_manifest
+from tasks.manifest import FACTS_PART, digest_of, existing_parts, stream_manifest
 from tasks.registry import ModelVersion, bundle_folder
-from tasks.scoring import scores_folder
+from tasks.scoring import part_number, scores_folder
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
+from tasks.tables import MAPS, SCORES, read_parquet, to_parquet
 from tasks.thresholds import (
     ClassThreshold,
     Thresholds,
@@ -40,7 +42,10 @@ MAPS_AT_ONCE = 32  # maps in memory at a time: 34 MB at 518 pixels
 
 @dataclass(frozen=True)
 class CalibrateSummary:
-    """too_small: classes with fewer images than the rate needs, with their numbers; they stay undecided."""
+    """too_small: classes with fewer images than the rate needs, with their numbers; they stay undecided.
+
+    nights: how many the reference is of, None where it is of all.
+    """
 
     collection: str
     model: str
@@ -49,21 +54,26 @@ class CalibrateSummary:
     too_small: dict[str, int]
     manifest_digest: str
     thresholds: str
+    nights: int | None = None
 
 
 @task(name="calibrate", task_run_name="calibrate {collection}", cache_policy=NO_CACHE)
-def calibrate_collection(store: str, collection: str, model: ModelVersion, rate: float) -> CalibrateSummary:
-    """Set thresholds of image and pixel from all that this model has scored of the collection; see tasks.thresholds.
+def calibrate_collection(
+    store: str, collection: str, model: ModelVersion, rate: float, nights: int | None = None
+) -> CalibrateSummary:
+    """Set thresholds of image and pixel from what this model has scored of the collection; see tasks.thresholds.
 
-    Raises InputError where no class has enough images for the rate.
+    nights: take only images that the last so many nights brought, see first_part_of. Raises InputError where no class has
+    enough images for the rate.
     """
     if not 0 < rate < 1:
         raise InputError(f"a false-alarm rate lies between 0 and 1, not at {rate}")
     target = Store(store)
-    parts = list_parts(target, collection)
+    parts = existing_parts(target, collection)
+    first_part = first_part_of(parts, nights)
     with bundle_folder(target, model) as folder:
         config = read_bundle_config(folder)
-    reference = read_reference(target, collection, model, config)
+    reference = read_reference(target, collection, model, config, first_part)
     counts = {str(name): int(count) for name, count in reference["class_name"].value_counts().sort_index().items()}
     needed = smallest_reference(rate)
     classes = {
@@ -74,12 +84,32 @@ def calibrate_collection(store: str, collection: str, model: ModelVersion, rate:
     if not classes:
         raise InputError(
             f"a false-alarm rate of {rate} needs {needed} scored images of a class, {collection!r} has "
-            f"{', '.join(f'{count} of {name!r}' for name, count in counts.items())}: score more, or state a higher rate"
+            f"{', '.join(f'{count} of {name!r}' for name, count in counts.items())}"
+            f"{' in the nights that were asked for' if nights else ''}: score more, or state a higher rate"
         )
-    thresholds = Thresholds(collection, model.uri, model.digest, digest_of(parts), len(parts), rate, classes)
+    thresholds = Thresholds(
+        collection, model.uri, model.digest, digest_of(parts), len(parts), rate, classes,
+        nights=nights, first_part=first_part,
+    )  # fmt: skip
     uri = commit(target, model, thresholds, reference[reference["class_name"].isin(classes)])
     too_small = {name: count for name, count in counts.items() if name not in classes}
-    return CalibrateSummary(collection, model.uri, rate, classes, too_small, thresholds.manifest_digest, uri)
+    return CalibrateSummary(collection, model.uri, rate, classes, too_small, thresholds.manifest_digest, uri, nights)
+
+
+def first_part_of(parts: Sequence[str], nights: int | None) -> int:
+    """The number of the manifest part with which the last `nights` begin, 0 for all.
+
+    A night is a day (UTC) of which the manifest has new images: one that brought none is not counted.
+    """
+    if nights is None:
+        return 0
+    if nights < 1:
+        raise InputError(f"a reference is of one night or more, not of {nights}")
+    days: dict[str, list[int]] = {}
+    for part in parts:
+        if not part.endswith(f"{FACTS_PART}.parquet"):
+            days.setdefault(part.partition("/")[0], []).append(part_number(part))
+    return min(min(days[day]) for day in sorted(days)[-nights:])
 
 
 def class_threshold(rows: pd.DataFrame, rate: float) -> ClassThreshold:
@@ -97,28 +127,40 @@ def commit(store: Store, model: ModelVersion, thresholds: Thresholds, reference:
     return write_thresholds(store, thresholds.collection, model.partition, named)
 
 
-def read_reference(store: Store, collection: str, model: ModelVersion, config: DetectorConfig) -> pd.DataFrame:
-    """image_id, class_name, score and the highest value of the map, of all scored images not known to be anomalous."""
-    labels = stream_manifest(store, collection, ["image_id", "label"])
-    known_bad = {
-        image for table in labels for image in table.filter(pc.equal(table["label"], 1))["image_id"].to_pylist()
-    }
-    columns = ["image_id", "class_name", "score"]
-    scores = read_parts(store, *scores_folder(collection, model.partition), schema=SCORES, columns=columns).to_pandas()
-    scores = scores[scores["score"].notna() & ~scores["image_id"].isin(known_bad)].drop_duplicates("image_id")
-    if scores.empty:
+def read_reference(
+    store: Store, collection: str, model: ModelVersion, config: DetectorConfig, first_part: int
+) -> pd.DataFrame:
+    """image_id, class_name, score and the highest value of the map, of the scored images of manifest parts from first_part
+    on that are current and not known to be anomalous."""
+    folder, columns = scores_folder(collection, model.partition), ["image_id", "class_name", "score"]
+    tables = [read_parquet(store, *folder, name, columns=columns) for name in later_parts(store, folder, first_part)]
+    scores = pa.concat_tables([SCORES.empty_table().select(columns), *tables])
+    found: list[pa.Array] = []  # image_id
+    for table in stream_manifest(store, collection, ["image_id", "label"]):
+        normal = pc.invert(pc.fill_null(pc.equal(table["label"], 1), False))
+        found += table.filter(pc.and_(normal, pc.is_in(table["image_id"], scores["image_id"])))["image_id"].chunks
+    usable = pc.and_(pc.is_valid(scores["score"]), pc.is_in(scores["image_id"], pa.chunked_array(found, pa.string())))
+    reference = scores.filter(usable).to_pandas().drop_duplicates("image_id")
+    if reference.empty:
         raise InputError(
             f"{model.uri} has scored nothing of {collection!r} that can be a reference: "
             f"run `anomalyclip score --collection {collection}` first"
         )
-    peaks = read_peaks(store, collection, model, config)
-    return scores.assign(peak=scores["image_id"].map(peaks)).sort_values("image_id", ignore_index=True)
+    peaks = read_peaks(store, collection, model, config, first_part)
+    return reference.assign(peak=reference["image_id"].map(peaks)).sort_values("image_id", ignore_index=True)
 
 
-def read_peaks(store: Store, collection: str, model: ModelVersion, config: DetectorConfig) -> dict[str, float]:
+def later_parts(store: Store, folder: tuple[str, ...], first_part: int) -> list[str]:
+    """Parts of scores or maps of the manifest parts from this number on."""
+    return [name for name in store.find(*folder, suffix=".parquet") if part_number(name) >= first_part]
+
+
+def read_peaks(
+    store: Store, collection: str, model: ModelVersion, config: DetectorConfig, first_part: int
+) -> dict[str, float]:
     """The highest value of each image's smoothed map at the model's size, which none at another size exceeds."""
     folder, peaks = scores_folder(collection, model.partition, "maps"), dict[str, float]()
-    for part in store.find(*folder, suffix=".parquet"):
+    for part in later_parts(store, folder, first_part):
         for batch in read_parquet(store, *folder, part).select(MAPS.names).to_batches(MAPS_AT_ONCE):
             rows = batch.to_pylist()
             grids = [np.frombuffer(row["values"], "<f4").reshape(row["rows"], row["cols"]) for row in rows]

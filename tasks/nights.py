@@ -111,7 +111,8 @@ class Night:
     def notice(self) -> str:
         """What the report says above everything."""
         moved = (f"The scores of {name} have moved against the reference of their thresholds (distance "
-                 f"{self.drift[name].distance:.2f}): decisions may be wrong. Look for what changed, then calibrate again."
+                 f"{self.drift[name].distance:.2f}): decisions may be wrong. Look for what changed, then calibrate again, "
+                 "on the nights since then (`anomalyclip calibrate --nights`)."
                  for name in self.moved)  # fmt: skip
         return " ".join([*moved, self.failed or ""]).strip()
 

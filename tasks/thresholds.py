@@ -36,7 +36,8 @@ class ClassThreshold:
 class Thresholds:
     """What threshold.json holds: thresholds by class and where they come from.
 
-    manifest_digest, manifest_parts: the snapshot of the collection that was the reference.
+    manifest_digest, manifest_parts: the snapshot of the collection that was the reference, of its parts from first_part
+    on, with which the last `nights` began (None: of all nights).
     """
 
     collection: str
@@ -47,6 +48,8 @@ class Thresholds:
     false_alarm_rate: float
     classes: dict[str, ClassThreshold]
     reference: str | None = None  # the file beside it with the reference's scores
+    nights: int | None = None
+    first_part: int = 0
 
 
 @dataclass(frozen=True)

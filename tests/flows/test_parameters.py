@@ -8,6 +8,7 @@ from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
 from flows.arguments import build_parser
+from flows.calibrate import calibrate
 from flows.evaluate import evaluate
 from flows.export import export
 from flows.ingest import ingest
@@ -16,7 +17,8 @@ from flows.score import score
 from flows.train import train
 
 ARGUMENTS = {"ingest": (ingest, ["here"]), "train": (train, []), "score": (score, []), "evaluate": (evaluate, []),
-             "nightly": (nightly, ["here"]), "export": (export, ["--format", "coco"])}  # fmt: skip
+             "nightly": (nightly, ["here"]), "calibrate": (calibrate, []),
+             "export": (export, ["--format", "coco"])}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ARGUMENTS)

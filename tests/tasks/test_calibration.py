@@ -11,11 +11,13 @@ from models.detector import bundle_digest
 from models.maps import map_at
 from tasks.calibration import calibrate_collection
 from tasks.errors import InputError
-from tasks.manifest import ingest_source
+from tasks.manifest import ingest_source, manifest_folder
+from tasks.nights import compare_with_reference
 from tasks.registry import ModelVersion
+from tasks.scored import read_scored
 from tasks.scoring import plan_shards, score_shard, scores_folder
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, read_parts
+from tasks.tables import MAPS, SCORES, read_parquet, read_parts
 from tasks.thresholds import bundle_calibration, find_calibration
 from tests.tasks.conftest import write_photos
 
@@ -32,6 +34,21 @@ def night(store: Store, source: Path, model: ModelVersion, layout: str = "flat")
     ingest_source.fn(store.uri, "parts", str(source), layout, False)
     for shard in plan_shards(store, "parts", model.partition, 4)[1]:
         score_shard.fn(store.uri, "parts", model, shard, "fp32")
+
+
+def put_newest_part_on(store: Store, day: str) -> None:
+    """As if it had been ingested on that day."""
+    folder = store.path(*manifest_folder("parts"))
+    newest = max(Path(folder).glob("dt=*/part-*.parquet"), key=lambda part: part.name)
+    (Path(folder) / f"dt={day}").mkdir(exist_ok=True)
+    newest.rename(Path(folder) / f"dt={day}" / newest.name)
+
+
+def write_plain(folder: Path, numbers: range) -> None:
+    """Images without a texture, which the detector scores otherwise than photos of noise."""
+    for number in numbers:
+        colour = np.random.default_rng(number).integers(100, 160, 3).tolist()
+        Image.new("RGB", (60, 40), tuple(colour)).save(folder / f"{number:03d}.png")
 
 
 def read_scores(store: Store, model: ModelVersion) -> dict[str, dict]:
@@ -125,6 +142,76 @@ def test_the_store_says_where_the_thresholds_come_from(store, source, model) -> 
     assert (found["collection"], found["false_alarm_rate"], found["manifest_parts"]) == ("parts", RATE, 1)
     assert (found["bundle_digest"], found["manifest_digest"]) == (model.digest, summary.manifest_digest)
     assert found["classes"]["parts"]["images"] == 8
+
+
+def test_after_a_drift_the_last_nights_are_the_reference(store, source, model) -> None:
+    write_photos(source, range(8, 20))
+    night(store, source, model)
+    put_newest_part_on(store, "2026-11-01")
+    for day, numbers in (("2026-11-02", range(20, 40)), ("2026-11-05", range(40, 60))):
+        write_plain(source, numbers)
+        night(store, source, model)
+        put_newest_part_on(store, day)
+    (source / "000.png").unlink()
+    night(store, source, model)  # brings nothing new: not a night that is counted
+    calibrated = {nights: calibrate_collection.fn(store.uri, "parts", model, 0.5, nights) for nights in (None, 2)}
+
+    rows = read_scores(store, model)
+    window = [rows[f"{n:03d}.png"] for n in range(20, 60)]
+    threshold = calibrated[2].classes["parts"]
+    assert (calibrated[None].classes["parts"].images, threshold.images) == (59, 40)
+    assert threshold.score == sorted(row["score"] for row in window)[20]  # ceil(41 * 0.5) = the 21st of 40
+    peaks = {name: map_at(grid, 96, 96, 96, 4.0).max() for name, grid in read_maps(store, model).items()}
+    assert threshold.pixel == pytest.approx(sorted(peaks[row["image_id"]] for row in window)[20], abs=1e-6)
+    assert threshold != calibrated[None].classes["parts"]
+    found = json.loads(store.read("collections/parts/thresholds/model=bundle.v1/from-00004/threshold.json"))
+    assert (found["nights"], found["first_part"], found["manifest_parts"]) == (2, 1, 4)
+
+    write_plain(source, range(60, 90))
+    night(store, source, model)
+    assert is_moved(store, model) is False
+    assert {row["threshold"] for row in last_rows(store, model)} == {threshold.score}
+
+
+def test_against_old_scores_the_nights_after_a_drift_are_flagged(store, source, model) -> None:
+    write_photos(source, range(8, 40))
+    night(store, source, model)
+    put_newest_part_on(store, "2026-11-01")
+    write_plain(source, range(40, 60))
+    night(store, source, model)
+    calibrate_collection.fn(store.uri, "parts", model, 0.5)
+    write_plain(source, range(60, 90))
+    night(store, source, model)
+    assert is_moved(store, model) is True
+
+
+def last_rows(store: Store, model: ModelVersion) -> list[dict]:
+    rows = read_scored(store, "parts", model)
+    return rows[rows["part"] == rows["part"].max()].to_dict("records")
+
+
+def is_moved(store: Store, model: ModelVersion) -> bool:
+    (found,) = compare_with_reference(store, "parts", model, read_scored(store, "parts", model)).values()
+    return found.moved
+
+
+@pytest.mark.parametrize("nights", [0, -1])
+def test_no_nights_are_no_reference(store, source, model, nights: int) -> None:
+    night(store, source, model)
+    with pytest.raises(InputError, match=f"of one night or more, not of {nights}"):
+        calibrate_collection.fn(store.uri, "parts", model, RATE, nights)
+
+
+def test_versions_that_are_no_longer_there_are_no_reference(store, source, model) -> None:
+    night(store, source, model)
+    write_plain(source, range(2))  # replace two images, whose new versions are scored as well
+    (source / "007.png").unlink()
+    night(store, source, model)
+    calibrate_collection.fn(store.uri, "parts", model, RATE)
+    (path,) = store.find("collections/parts/thresholds", suffix=".parquet")
+    reference = set(read_parquet(store, "collections/parts/thresholds", path)["image_id"].to_pylist())
+    assert reference == set(read_scored(store, "parts", model)["image_id"])
+    assert len(reference) == 7
 
 
 def test_each_class_has_its_own_thresholds_and_one_that_is_too_small_none(store, tmp_path, model) -> None:
