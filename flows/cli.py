@@ -17,14 +17,17 @@ from typing import Any
 from flows.arguments import build_parser
 from flows.commands import Refused
 from tasks.errors import InputError
-from tasks.store import CACHE, Store
+from tasks.store import CACHE, Store, refuse_credentials
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    prepare_environment(arguments.store)
-    silence_input_errors()
     try:
+        for value in vars(arguments).values():
+            if isinstance(value, str):
+                refuse_credentials(value)  # before Prefect keeps it as a parameter
+        prepare_environment(arguments.store)
+        silence_input_errors()
         summary, text = arguments.run(arguments)
     except InputError as error:
         print(f"anomalyclip: {error}", file=sys.stderr)

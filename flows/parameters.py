@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from tasks.layout_names import Layout
+from tasks.store import WITHOUT_USER
 
 
 def parameter(text: str, ge: int | None = None, **schema: Any) -> Any:
@@ -16,7 +17,10 @@ def parameter(text: str, ge: int | None = None, **schema: Any) -> Any:
 
 
 Source = Annotated[
-    str, parameter("a folder, any fsspec URI, or the file of the layouts 'labels' and 'meta'", minLength=1)
+    str,
+    parameter(
+        "a folder, any fsspec URI, or the file of the layouts 'labels' and 'meta'", minLength=1, pattern=WITHOUT_USER
+    ),
 ]
 CollectionName = Annotated[str, parameter("the collection's name in the store", pattern=r"^[\w-][\w.-]*$")]
 CollectionNames = Annotated[list[str], parameter("labelled collections to learn from", minItems=1)]
@@ -34,12 +38,14 @@ WorkerCpus = Annotated[float, parameter("cores that a Ray worker asks for", excl
 WorkerGpus = Annotated[
     float | None, parameter("GPUs that a Ray worker asks for, also less than one; by default its share of all")
 ]
-Backbone = Annotated[str, parameter("<open_clip model>:<tag, path or URI>, or 'embedded'")]
+Backbone = Annotated[str, parameter("<open_clip model>:<tag, path or URI>, or 'embedded'", pattern=WITHOUT_USER)]
 BaselineName = Annotated[
     Literal["clip", "clip-ac", "winclip"] | None,
     parameter("training-free detector that scores and is evaluated instead of a model"),
 ]
-BaselineBackbone = Annotated[str | None, parameter("of the baseline; by default the champion's, else embedded")]
+BaselineBackbone = Annotated[
+    str | None, parameter("of the baseline; by default the champion's, else embedded", pattern=WITHOUT_USER)
+]
 Epochs = Annotated[int, parameter("passes over the images; 15 as published", ge=1)]
 LearningRate = Annotated[float, parameter("step of the optimizer; 0.001 as published", exclusiveMinimum=0)]
 Seed = Annotated[int, parameter("of the first prompts and the order of images")]
@@ -62,9 +68,13 @@ Format = Annotated[
     Literal["coco", "label-studio", "lookout"],
     parameter("COCO with regions as RLE, Label Studio tasks, or answers as Lookout for Vision gave them"),
 ]
-Output = Annotated[str | None, parameter("file or URI to write; by default below exports/ in the collection's folder")]
+Output = Annotated[
+    str | None,
+    parameter("file or URI to write; by default below exports/ in the collection's folder", pattern=WITHOUT_USER),
+]
 StoreUri = Annotated[
-    str | None, parameter("folder or bucket with everything; by default $ANOMALYCLIP_STORE, else ./store")
+    str | None,
+    parameter("folder or bucket with everything; by default $ANOMALYCLIP_STORE, else ./store", pattern=WITHOUT_USER),
 ]
 
 

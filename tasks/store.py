@@ -3,6 +3,7 @@
 import errno
 import mimetypes
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tasks.errors import InputError
 
 CACHE = Path.home() / ".cache" / "anomalyclip"  # what this machine keeps beside a store that is remote
+WITHOUT_USER = r"^(?![^/]*://[^/]*@)"  # of a URI, also behind the name of a model: an object's key may have an @
 S3 = ("s3", "s3a")
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
@@ -38,11 +40,21 @@ def default_store() -> str:
     return os.environ.get("ANOMALYCLIP_STORE", "./store")
 
 
+def refuse_credentials(uri: str) -> None:
+    """InputError, which does not repeat them, where a URI has a user or a password: they would be in every table and log."""
+    if not re.match(WITHOUT_USER, uri):
+        raise InputError(
+            "a URI must not hold a user or a password before its host (scheme://user:password@host): "
+            "give credentials by the environment, as AWS_… or FSSPEC_… variables"
+        )
+
+
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URI or local path, and the path in it. S3 is configured by the AWS variables.
 
-    URIs are not chained: `::` is a part of a name like any other.
+    URIs are not chained: `::` is a part of a name like any other. Raises InputError for one that holds credentials.
     """
+    refuse_credentials(uri)
     protocol = split_protocol(uri)[0] or "file"
     options = S3_OPTIONS if protocol in S3 else {}
     try:

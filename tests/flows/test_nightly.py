@@ -44,7 +44,9 @@ def test_night_after_night(anomalyclip: Command, model: None, images: Path, tmp_
     assert "run `anomalyclip calibrate`" in first["message"]
     assert json.loads((tmp_path / f"store/collections/parts/runs/{first['run_id']}.json").read_text())["scored"] == 24
 
-    calibrated = anomalyclip("calibrate", "--collection", "parts", "--false-alarm-rate", "0.25", "--nights", "1", "--json")
+    calibrated = anomalyclip(
+        "calibrate", "--collection", "parts", "--false-alarm-rate", "0.25", "--nights", "1", "--json"
+    )
     assert (calibrated.json["nights"], calibrated.json["classes"]["parts"]["images"]) == (1, 24)
     quiet = night(anomalyclip, images).json
     assert (quiet["state"], quiet["message"], quiet["images"]) == ("Completed", "no new images", 0)

@@ -1,11 +1,13 @@
 """Flows and command line agree in what their parameters are, what they mean and what they are by default."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import validate
 
 from flows.arguments import build_parser
 from flows.calibrate import calibrate
@@ -15,6 +17,7 @@ from flows.ingest import ingest
 from flows.nightly import nightly
 from flows.score import score
 from flows.train import train
+from tests.flows.conftest import Command
 
 ARGUMENTS = {"ingest": (ingest, ["here"]), "train": (train, []), "score": (score, []), "evaluate": (evaluate, []),
              "nightly": (nightly, ["here"]), "calibrate": (calibrate, []),
@@ -37,3 +40,41 @@ def test_defaults_choices_and_descriptions_are_the_same(command: str, capsys: py
             assert given[name] == default, name
         assert field["description"] in told, name
         assert all(str(choice) in told for choice in field.get("enum", [])), name
+
+
+@pytest.mark.parametrize(
+    ("flow", "name", "before"),
+    [
+        (nightly, "source", ""),
+        (ingest, "source", ""),
+        (score, "store", ""),
+        (export, "output", ""),
+        (train, "backbone", "ViT-L-14-336-quickgelu:"),
+        (evaluate, "backbone", "ViT-L-14-336-quickgelu:"),
+    ],
+)
+def test_the_form_refuses_credentials_in_a_uri(flow: Flow[Any, Any], name: str, before: str):
+    schema = parameter_schema(flow).model_dump_for_openapi()
+    schema = {"type": "object", "properties": {name: schema["properties"][name]}}  # validate returns errors
+    for uri in ("https://user:hush@host/a", "https://user@host", "s3://key:hush@bucket/line@4"):
+        assert validate({name: before + uri}, schema), uri
+    for uri in ("s3://bucket/line@4/a@b.png", "https://host/@/a", "file:///a@b", "/a@b/c", "a@b"):
+        assert not validate({name: before + uri}, schema), uri
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ingest", "https://user:hush@host/a", "--collection", "parts"],
+        ["score", "--collection", "parts", "--store", "s3://key:hush@bucket/store"],
+        ["train", "--collection", "parts", "--backbone", "ViT-B-32:https://user:hush@host/weights.safetensors"],
+    ],
+)
+def test_the_command_refuses_credentials_in_a_uri_before_anything_keeps_them(
+    arguments: list[str], anomalyclip: Command, tmp_path: Path
+):
+    answer = anomalyclip(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("anomalyclip: a URI must not hold a user or a password")
+    assert "hush" not in answer.err
+    assert not list(tmp_path.iterdir())

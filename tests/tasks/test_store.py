@@ -102,6 +102,29 @@ def test_the_default_store_is_that_of_the_environment(monkeypatch: pytest.Monkey
     assert default_store() == "s3://bucket/store"
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://user:hush@127.0.0.1/photos",
+        "https://hush@127.0.0.1",
+        "s3://key:hush@photos/line@4",
+        "sftp://user:hu@sh@host/",
+        "simplecache::https://user:hush@127.0.0.1/",
+        "magic://user:hush@host/a",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(InputError, match="must not hold a user or a password") as refused:
+        Store(uri).exists("a")
+    assert not [word for word in ("hush", "sh@", "user:hu", "127.0.0.1") if word in str(refused.value)]
+
+
+@pytest.mark.parametrize("key", ["a@b.png", "@/a.png", "user:word@host/a.png", "x/c://d@e/a.png"])
+def test_a_key_may_have_what_looks_like_a_user(key: str, s3, store: Store) -> None:
+    for kept in (store, Store("s3://photos/line@4")):
+        assert read_uri(kept.write(b"bytes", key)) == b"bytes"
+
+
 def test_a_uri_that_cannot_be_opened_is_an_input_error() -> None:
     with pytest.raises(InputError, match="'magic://bucket/a' cannot be opened"):
         open_filesystem("magic://bucket/a")
