@@ -23,6 +23,7 @@ from models.maps import upsample
 from tasks.errors import InputError
 from tasks.manifest import FACTS_PART, digest_of, existing_parts, stream_manifest
 from tasks.registry import ModelVersion, bundle_folder
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.scoring import part_number, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, to_parquet
@@ -57,7 +58,10 @@ class CalibrateSummary:
     nights: int | None = None
 
 
-@task(name="calibrate", task_run_name="calibrate {collection}", cache_policy=NO_CACHE)
+@task(
+    name="calibrate", task_run_name="calibrate {collection}", cache_policy=NO_CACHE,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
+)  # fmt: skip
 def calibrate_collection(
     store: str, collection: str, model: ModelVersion, rate: float, nights: int | None = None
 ) -> CalibrateSummary:

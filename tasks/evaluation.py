@@ -34,6 +34,7 @@ from tasks.images import UnreadableImage, read_mask
 from tasks.manifest import Manifest, labelled_test_rows, read_manifest, records
 from tasks.pictures import image_and_heat, side_by_side
 from tasks.registry import ModelVersion, bundle_folder, tracked_run
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.scoring import scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts, to_parquet
@@ -180,7 +181,10 @@ def ground_truth(mask_uri: Any, size: int) -> np.ndarray:
 # --- from the store ---------------------------------------------------------------------------------------------------
 
 
-@task(name="evaluate", task_run_name="evaluate {collection}", cache_policy=NO_CACHE)
+@task(
+    name="evaluate", task_run_name="evaluate {collection}", cache_policy=NO_CACHE,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
+)  # fmt: skip
 def evaluate_collection(store: str, collection: str, model: ModelVersion) -> tuple[list[ClassMetrics], str]:
     """Metrics by class with their mean last, and the MLflow run that they were logged to."""
     with bundle_folder(Store(store), model) as folder:

@@ -30,6 +30,7 @@ from tasks.errors import InputError
 from tasks.images import UnreadableImage, read_mask
 from tasks.manifest import labelled_test_rows, read_manifest, records
 from tasks.progress import advance, progress
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.scoring import READERS, Pixels, read_ahead
 from tasks.store import CACHE, Store
 
@@ -37,7 +38,10 @@ log = logging.getLogger(__name__)
 BATCH = 8  # images a pass of the tower
 
 
-@task(name="compute features", cache_policy=NO_CACHE)
+@task(
+    name="compute features", cache_policy=NO_CACHE,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
+)  # fmt: skip
 def compute_features(store: str, collections: list[str], backbone: str, geometry: Geometry) -> str:
     """Run the vision tower once over the labelled images; returns the key of the cached features."""
     material = training_material(Store(store), collections)

@@ -29,6 +29,7 @@ from tasks.errors import InputError
 from tasks.features import CachedFeatures, cache_folder, open_features
 from tasks.progress import advance, progress
 from tasks.registry import ModelVersion, register_bundle, tracked_run
+from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
 
 BATCH = 8  # images a step, as published
@@ -68,7 +69,10 @@ class EpochLoss:
     validation: float | None = None
 
 
-@task(name="learn prompts", cache_policy=NO_CACHE)
+@task(
+    name="learn prompts", cache_policy=NO_CACHE,
+    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
+)  # fmt: skip
 def learn_prompts(
     store: str, collections: list[str], plan: TrainingPlan, features: str, for_comparison: bool = False
 ) -> tuple[ModelVersion, EpochLoss]:
