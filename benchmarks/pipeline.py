@@ -199,7 +199,7 @@ def empty_tasks(count: int) -> float:
         retry_jitter_factor=JITTER, retry_condition_fn=transient,
     )  # fmt: skip
     def nothing(store: str, collection: str, model: Any, shard: Shard, precision: str) -> ScoredShard:  # noqa: ARG001
-        return ScoredShard(shard.name, 0, {})
+        return ScoredShard(shard.name, 0, {}, {})
 
     @flow
     def shards() -> float:

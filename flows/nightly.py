@@ -24,6 +24,7 @@ from flows.parameters import (
     Workers,
 )
 from flows.score import score
+from tasks.errors import InputError
 from tasks.manifest import digest_of, list_parts
 from tasks.night_artifacts import publish_night
 from tasks.nights import FAILED, NightSummary, announce_drift, log_night, read_night, record_night
@@ -52,7 +53,7 @@ def nightly(
     """Take in what is new in SOURCE, score it with the champion, decide and report.
 
     The model is resolved once, at the start. The run ends as Completed, as Completed with unreadable images, or as Failed;
-    where shards failed, what the others came to is reported all the same.
+    where shards failed, or the model's weights are refused, what the others came to is reported all the same.
     """
     started, target, run_id = time.monotonic(), Store(store or default_store()), new_run_id()
     model = resolve_model(target, CHAMPION_URI)
@@ -81,7 +82,7 @@ def score_pending(**parameters: Any) -> str | None:
     """Why some shards are not scored, None where all are."""
     try:
         score.fn(**parameters)
-    except RuntimeError as error:
+    except (RuntimeError, InputError) as error:
         return str(error)
     return None
 

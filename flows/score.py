@@ -39,7 +39,8 @@ WAITING = 4  # shards a worker that are submitted: each costs memory in Prefect 
 class ScoreSummary:
     """Counts of images; unreadable: by kind, among those of this run; scores: the folder with the Parquet parts.
 
-    failed: shards that this run could not score, with the reason; the next run tries them again.
+    anomalous: None where nothing was decided, for want of a calibration; failed: shards that this run could not score,
+    with the reason; the next run tries them again.
     """
 
     run_id: str
@@ -48,6 +49,7 @@ class ScoreSummary:
     images: int
     scored: int
     already_scored: int
+    anomalous: int | None
     unreadable: dict[str, int]
     shards: int
     failed: list[ShardFailure]
@@ -87,27 +89,32 @@ def score(
         done, failed = score_shards(job, pending)
     images = sum(shard.length for shard in shards)
     scored = sum(shard.images for shard in done)
-    unreadable: Counter[str] = Counter()
+    unreadable, decisions = Counter[str](), Counter[str]()
     for shard in done:
         unreadable.update(shard.unreadable)
+        decisions.update(shard.decisions)
+    anomalous = decisions["anomalous"] if decisions else None
     summary = ScoreSummary(
-        new_run_id(), collection, version.uri, images, scored, images - left, dict(unreadable), len(done),
-        failed, round(time.monotonic() - started, 2), digest_of(parts),
+        new_run_id(), collection, version.uri, images, scored, images - left, anomalous, dict(unreadable),
+        len(done), failed, round(time.monotonic() - started, 2), digest_of(parts),
         target.uri_of("collections", collection, "scores", f"model={version.partition}"),
     )  # fmt: skip
     write_run_record(target, collection, "score", summary)
+    publish_table("score", collection, [table_row(summary)], f"{collection}, {version.uri}")
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(pending)} shards of {collection!r} failed, the others are committed; run the same "
             f"command to try again. The first failure: {failed[0].name}: {failed[0].reason}"
         )
-    publish_table("score", collection, [table_row(summary)], f"{collection}, {version.uri}")
     return summary
 
 
 def table_row(summary: ScoreSummary) -> dict[str, Any]:
     shown = {name: getattr(summary, name) for name in ("collection", "images", "scored", "already_scored", "seconds")}
-    return shown | {"unreadable": sum(summary.unreadable.values())}
+    anomalous = "–" if summary.anomalous is None else summary.anomalous
+    return shown | {
+        "anomalous": anomalous, "unreadable": sum(summary.unreadable.values()), "failed shards": len(summary.failed),
+    }  # fmt: skip
 
 
 def shard_scorer(

@@ -7,7 +7,7 @@ shard scored twice gives the same bytes.
 
 import io
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -71,11 +71,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class ScoredShard:
-    """What scoring a shard came to: images, of which unreadable by kind."""
+    """What scoring a shard came to: images, of which unreadable by kind, and by decision those that have one."""
 
     name: str
     images: int
     unreadable: dict[str, int]
+    decisions: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,11 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
         scored += [future.result() for future in pending]
     output.write_shard("maps", shard, to_parquet(to_table(maps, MAPS)))
     output.write_shard("scores", shard, to_parquet(to_table(scored, SCORES)))
-    kinds = [row["error_kind"] for row in scored if "error_kind" in row]
-    return ScoredShard(shard.name, len(rows), {kind: kinds.count(kind) for kind in sorted(set(kinds))})
+    return ScoredShard(shard.name, len(rows), count_values(scored, "error_kind"), count_values(scored, "decision"))
+
+
+def count_values(rows: list[dict[str, Any]], column: str) -> dict[str, int]:
+    return dict(sorted(Counter(row[column] for row in rows if column in row).items()))
 
 
 @dataclass(frozen=True)

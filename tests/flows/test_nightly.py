@@ -1,14 +1,25 @@
 """Nights: what is new is scored by the champion, told once, and what went wrong is in the state that the run ends in."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from prefect.artifacts import Artifact
 
-from tasks.registry import CHAMPION, MODEL_NAME, use_tracking
+from tasks.registry import (
+    CHAMPION,
+    CHAMPION_URI,
+    MODEL_NAME,
+    bundle_folder,
+    register_bundle,
+    resolve_model,
+    tracked_run,
+    use_tracking,
+)
 from tasks.scoring import score_shard
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts
@@ -109,10 +120,47 @@ def test_a_night_with_a_shard_that_failed_says_so_and_the_next_one_tells_all(
     assert (answer.code, answer.json["state"]) == (1, "Failed")
     assert "1 of 1 shards of 'parts' failed" in answer.json["failed"]
     assert answer.json["images"] == 0
+    assert last_table("score-parts") | {"seconds": 0} == {
+        "collection": "parts", "images": 30, "scored": 0, "already_scored": 24, "anomalous": "–", "unreadable": 0,
+        "failed shards": 1, "seconds": 0,
+    }  # fmt: skip
 
     maps.unlink()
     (tmp_path / "maps").rename(maps)
     assert night(anomalyclip, images).json["images"] == 6
+
+
+def last_table(key: str) -> dict[str, Any]:
+    """The last row of an artifact, as the UI has it."""
+    found: Any = Artifact.get(key)
+    return dict(json.loads(found.data)[-1])
+
+
+def test_a_night_whose_weights_are_refused_has_failed_and_is_told_of(
+    anomalyclip: Command, model: None, images: Path, tmp_path: Path
+):
+    store = Store(str(tmp_path / "store"))
+    night(anomalyclip, images)
+    with bundle_folder(store, resolve_model(store, CHAMPION_URI)) as folder:
+        shutil.copytree(folder, tmp_path / "other")
+    config = tmp_path / "other/config.json"
+    facts = json.loads(config.read_text())
+    config.chmod(0o644)
+    config.write_text(json.dumps(facts | {"weights_sha256": "0" * 64}))
+    with tracked_run(store, "train", {}) as run_id:
+        register_bundle(store, tmp_path / "other", run_id, "on other weights")
+    use_tracking(store).set_registered_model_alias(MODEL_NAME, CHAMPION, "2")
+    answer = night(anomalyclip, images)
+    told = answer.json
+    assert (answer.code, told["state"], told["model"], told["images"]) == (1, "Failed", "models:/anomalyclip/2", 0)
+    assert "made on other weights" in told["failed"]
+    assert "made on other weights" in Path(told["report"].removeprefix("file://")).read_text(encoding="utf-8")
+    assert json.loads(store.read("collections/parts/runs", f"{told['run_id']}.json"))["failed"] == told["failed"]
+    assert last_table("nightly-parts")["images"] == 0
+
+    use_tracking(store).set_registered_model_alias(MODEL_NAME, CHAMPION, "1")
+    write_images(images, range(24, 26))
+    assert night(anomalyclip, images).json["images"] == 2
 
 
 def test_a_night_without_a_model_is_wrong_use(anomalyclip: Command, images: Path):
