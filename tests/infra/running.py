@@ -90,7 +90,8 @@ class Running:
 
     def unlimited(self) -> str:
         """A copy of the deployment that does not wait for the slots of the dead."""
-        copied = ("flow_id", "entrypoint", "work_pool_name", "job_variables", "parameters", "parameter_openapi_schema")
+        copied = ("flow_id", "entrypoint", "work_pool_name", "job_variables", "tags", "parameters",
+                  "parameter_openapi_schema")  # fmt: skip
         deployment = {name: value for name, value in self.nightly.items() if name in copied}
         return str(self.post("/deployments/", name="unlimited", **deployment)["id"])
 

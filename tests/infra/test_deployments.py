@@ -15,6 +15,8 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.calibrate import calibrate
@@ -83,10 +85,14 @@ def api(environment: dict[str, str]) -> Iterator[httpx.Client]:
     try:
         with httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=60) as client:
             wait_for(lambda: client.get("/health").is_success)
-            subprocess.run([sys.executable, "-m", "infra.deploy"], env=environment, cwd=ROOT, check=True, timeout=900)
+            deploy(environment)
             yield client
     finally:
         kill(server)
+
+
+def deploy(environment: dict[str, str]) -> None:
+    subprocess.run([sys.executable, "-m", "infra.deploy"], env=environment, cwd=ROOT, check=True, timeout=900)
 
 
 def post(api: httpx.Client, path: str, **content: Any) -> Any:
@@ -102,6 +108,7 @@ def test_all_flows_are_deployed_on_the_pool(deployments: dict[str, dict[str, Any
     assert set(deployments) == {"ingest", "train", "score", "evaluate", "nightly"}
     for deployment in deployments.values():
         assert deployment["work_pool_name"] == "anomalyclip"
+        assert deployment["tags"] == ["anomalyclip"]
         assert deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
         assert deployment["job_variables"]["stream_output"] is False  # a run goes on when its worker has died
 
@@ -115,6 +122,17 @@ def test_nights_are_scheduled_in_a_time_zone_and_wait_for_each_other(api: httpx.
     assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     runs = {"deployments": {"id": {"any_": [deployment["id"]]}}}
     assert wait_for(lambda: post(api, "/flow_runs/filter", **runs))[0]["state"]["type"] == "SCHEDULED"
+
+
+def test_a_schedule_that_is_paused_stays_so_when_the_deployments_are_applied_again(
+    environment: dict[str, str], api: httpx.Client, deployments: dict[str, dict[str, Any]]
+):
+    path = f"/deployments/{deployments['nightly']['id']}"
+    (schedule,) = deployments["nightly"]["schedules"]
+    api.patch(f"{path}/schedules/{schedule['id']}", json={"active": False}).raise_for_status()
+    deploy(environment)
+    (after,) = api.get(path).raise_for_status().json()["schedules"]
+    assert (after["id"], after["active"], after["schedule"]) == (schedule["id"], False, schedule["schedule"])
 
 
 def test_the_form_shows_descriptions_defaults_and_choices(deployments: dict[str, dict[str, Any]]):
@@ -194,6 +212,20 @@ def test_a_worker_runs_a_night_that_leaves_its_state_artifacts_and_event(
     assert moved["resource"]["prefect.resource.name"] == "parts"
     assert moved["payload"]["classes"]["parts"]["moved"]
     assert any(related["prefect.resource.id"] == f"prefect.flow-run.{run['id']}" for related in moved["related"])
+    assert_only_this_run_is_watched(api, f"prefect.flow-run.{run['id']}")
+
+
+def assert_only_this_run_is_watched(api: httpx.Client, ours: str) -> None:
+    """The automation counts the events of the run of a deployment, and not those of runs that were called."""
+    (automation,) = post(api, "/automations/filter")
+    trigger = EventTrigger.model_validate(automation["trigger"])
+    names = {"prefect.flow-run.heartbeat", "prefect.flow-run.Completed with unreadable images"}
+    found = post(api, "/events/filter", filter={"event": {"name": [*names, "prefect.flow-run.Completed"]}})["events"]
+    events = [ReceivedEvent.model_validate(event) for event in found]
+    assert {event.event for event in events if event.resource.id == ours} == names
+    assert {event.event for event in events if event.resource.id != ours} >= {"prefect.flow-run.Completed"}
+    for event in events:
+        assert trigger.covers(event) == (event.resource.id == ours), event
 
 
 def ended(api: httpx.Client, run: str) -> dict[str, Any] | None:
