@@ -108,9 +108,20 @@ def test_the_image_has_the_versions_of_the_tests():
 # --- compose ----------------------------------------------------------------------------------------------------------
 
 
-def test_compose_is_valid():
-    found = tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(INFRA / "compose.yaml"))
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml"])
+def test_compose_is_valid(name: str):
+    found = tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(INFRA / name))
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_with_a_gpu_one_image_is_built_and_the_worker_has_the_gpu():
+    services = yaml.safe_load((INFRA / "compose.cuda.yaml").read_text(encoding="utf-8"))["services"]
+    assert set(services) == set(OURS)
+    for name, service in services.items():
+        assert service["image"] == f"{COMPOSE['services'][name]['image']}-cuda"
+        assert service["build"]["target"] in stages()
+    (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
 
 
 def test_compose_publishes_to_this_machine_alone_and_asks_for_every_password():
