@@ -26,7 +26,7 @@ from infra.supervisor import LOOPBACK, ChildError, Supervisor, answers, listens
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 DATABASES = ("prefect", "mlflow")
-STORE, ARTIFACTS, IMAGES = "anomalyclip", "mlflow", "images"  # the buckets
+STORE, ARTIFACTS, IMAGES, WEIGHTS = "anomalyclip", "mlflow", "images", "weights"  # the buckets
 RESTARTS = 20  # of servers that ended by themselves, before something must be wrong
 GIB = 2**30
 DEFAULTS = {
@@ -199,7 +199,7 @@ def start_s3(stack: Stack, supervisor: Supervisor) -> S3:
     keys = (stack.credentials.s3_access_key, stack.credentials.s3_secret_key)
     folder = stack.folder / "s3"
     s3 = start_gateway(supervisor, folder, "bluestore", keys, stack.ports.s3, capacity=100 * GIB)
-    s3.make_buckets(STORE, ARTIFACTS, IMAGES)
+    s3.make_buckets(STORE, ARTIFACTS, IMAGES, WEIGHTS)
     return s3
 
 
@@ -269,7 +269,7 @@ def welcome(stack: Stack, s3: S3, environment: Path) -> str:
     return f"""
 Prefect   {stack.prefect}
 MLflow    {stack.mlflow}/#/models/anomalyclip
-S3        {s3.endpoint} (buckets {STORE}, {ARTIFACTS}, {IMAGES})
+S3        {s3.endpoint} (buckets {STORE}, {ARTIFACTS}, {IMAGES}, {WEIGHTS})
 logs      {stack.folder / "logs"}
 
 In a second shell, with the keys of S3 (the file is for its owner alone):

@@ -23,6 +23,8 @@ from infra.supervisor import free_port
 from models import Detector
 from models.backbone import load_backbone
 from models.prompts import PromptLearner
+from tasks.backbones import fetch
+from tasks.errors import InputError
 from tasks.registry import register_bundle, tracked_run
 from tasks.store import Store
 from tests.flows.conftest import serving, write_images
@@ -261,7 +263,8 @@ def account() -> Iterator[str]:
 def policy(name: str) -> str:
     """As an operator attaches it, with the names of the buckets put in."""
     text = (INFRA / "iam" / f"{name}.json").read_text(encoding="utf-8")
-    return text.replace("IMAGES-BUCKET", "images").replace("STORE-BUCKET", "results").replace("MLFLOW-BUCKET", "mlflow")
+    names = {"IMAGES": "images", "STORE": "results", "MLFLOW": "mlflow", "WEIGHTS": "weights"}
+    return re.sub(r"([A-Z]+)-BUCKET", lambda found: names[found[1]], text)
 
 
 def user(account: str, *policies: str) -> dict[str, str]:
@@ -293,13 +296,16 @@ def test_a_night_needs_no_more_than_its_policies_and_a_reviewer_reads_reports_al
     capsys: pytest.CaptureFixture[str],
 ):
     owner = filesystem({"AWS_ACCESS_KEY_ID": "root", "AWS_SECRET_ACCESS_KEY": "root", "AWS_ENDPOINT_URL": account})
-    for bucket in ("images", "results"):
+    for bucket in ("images", "results", "weights"):
         owner.call_s3("create_bucket", Bucket=bucket)
     write_images(tmp_path / "images", range(4))
     owner.put(str(tmp_path / "images"), "images/line-4", recursive=True)
-    worker, reviewer = user(account, "source-read", "store-write"), user(account, "store-review")
+    owner.pipe("weights/clip.safetensors", b"weights")
+    worker = user(account, "source-read", "store-write", "weights-read")
+    reviewer = user(account, "store-review")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("ANOMALYCLIP_STORE", "s3://results/store")
+    monkeypatch.setattr("tasks.backbones.CACHE", tmp_path / "cache")
     for name, value in worker.items():
         monkeypatch.setenv(name, value)
     backbone = load_backbone("embedded", 96)
@@ -314,9 +320,14 @@ def test_a_night_needs_no_more_than_its_policies_and_a_reviewer_reads_reports_al
     night = json.loads(capsys.readouterr().out)
     assert (night["images"], night["scored"]) == (4, 4)
 
+    assert fetch("s3://weights/clip.safetensors").read_bytes() == b"weights"
+    with pytest.raises(InputError, match="do not exist"):
+        fetch("s3://weights/other.safetensors")
+
     ours = filesystem(worker)
-    with pytest.raises(PermissionError):
-        ours.pipe("images/line-4/new.png", b"")
+    for path in ("images/line-4/new.png", "weights/clip.safetensors"):
+        with pytest.raises(PermissionError):
+            ours.pipe(path, b"")
     with pytest.raises(PermissionError):
         ours.rm_file(night["report"].removeprefix("s3://"))
 
