@@ -17,12 +17,21 @@ FOLDER = Path(__file__).parent
 
 def main() -> None:
     prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-    prefect("deploy", "--all", "--prefect-file", str(FOLDER / "prefect.yaml"))
+    apply_deployments()
     apply_automations()
 
 
 def prefect(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", *arguments], check=True)
+
+
+def apply_deployments() -> None:
+    """Those of prefect.yaml. `prefect deploy` resumes a deployment that is paused as a whole; here it stays paused."""
+    with get_client(sync_client=True) as client:
+        paused = [deployment.id for deployment in client.read_deployments() if deployment.paused]
+        prefect("deploy", "--all", "--prefect-file", str(FOLDER / "prefect.yaml"))
+        for deployment in paused:
+            client.pause_deployment(deployment)
 
 
 def apply_automations() -> None:
