@@ -11,6 +11,7 @@ from PIL import Image
 
 from models.backbone import load_backbone
 from models.baselines import PROMPTS, Baseline, baseline_config
+from models.embedded import IMAGE_SIZE
 from tests.flows.conftest import Command
 from tests.flows.test_reproduce import photograph
 
@@ -73,7 +74,7 @@ def test_baselines_are_scored_once_and_evaluated_like_a_model(anomalyclip: Comma
 def test_the_backbone_is_the_champions_and_another_one_is_scored_beside_it(anomalyclip: Command, parts: Path) -> None:
     anomalyclip("train", "--collection", "parts", "--epochs", "1", "--image-size", "96")
     models = set()
-    for options, side in ((), 96 // 16), (("--backbone", "embedded"), 192 // 16):
+    for options, side in ((), 96 // 16), (("--backbone", "embedded"), IMAGE_SIZE // 16):
         done = anomalyclip("evaluate", "--collection", "parts", "--baseline", "clip", *options, "--json").json
         models.add(done["model"])
         partition = done["model"].removeprefix("baselines:/").replace("/", ".v")
