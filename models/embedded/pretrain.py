@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.backbone import layer_norm, project_patches, resize_positions, two_streams
-from models.embedded import DPAM_LAYERS, FOLDER
+from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE
 from models.embedded.captions import Caption, all_phrases, random_captions, state_pairs, tokens
 from models.embedded.distil import distil
 from models.embedded.pool import DEFECT_NAMES, FAMILIES, SCENE_SIZE, Batch, Pool, make_pool
@@ -247,14 +247,17 @@ def train(
 
 
 def export(average: dict[str, Tensor], folder: Path) -> None:
-    """weights.safetensors (fp16, see narrow_cone and expand_vocabulary) and config.json."""
+    """weights.safetensors (fp16, see narrow_cone and expand_vocabulary) and config.json, both for images of IMAGE_SIZE."""
     from safetensors.torch import save_file
 
+    table, vision = average["visual.positional_embedding"], CONFIG["vision_cfg"]
+    average = average | {"visual.positional_embedding": resize_positions(table, IMAGE_SIZE // vision["patch_size"])}
     exported = {name for name in average if name != "attn_mask" and not name.startswith("probe.")}
     state = {name: value.half().contiguous() for name, value in narrow_cone(average).items() if name in exported}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state | {"token_embedding.ids": used_tokens().int()}, folder / "weights.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    config = CONFIG | {"vision_cfg": vision | {"image_size": IMAGE_SIZE}}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def narrow_cone(state: dict[str, Tensor]) -> dict[str, Tensor]:

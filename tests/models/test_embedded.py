@@ -26,10 +26,9 @@ def test_it_ships_in_less_than_30_megabytes() -> None:
 def test_it_is_an_ordinary_open_clip_model_with_clips_vocabulary() -> None:
     backbone = load_backbone("embedded")
     assert backbone.clip.token_embedding.weight.shape == (49408, embedded_config()["text_cfg"]["width"])
-    assert backbone.clip(torch.zeros(1, 3, 192, 192), tokens(["a photo of an object"]).new_zeros(1, 77))[0].shape == (
-        1,
-        192,
-    )
+    assert backbone.image_size == IMAGE_SIZE
+    images = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert backbone.clip(images, tokens(["a photo of an object"]).new_zeros(1, 77))[0].shape == (1, 192)
 
 
 def test_it_localises_defects_of_families_that_no_training_saw() -> None:
