@@ -40,7 +40,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("prefect")
-    return os.environ | {
+    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}  # MLflow writes it
+    return inherited | {
         "PREFECT_HOME": str(folder / "home"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
