@@ -5,8 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from models.prompts import PromptLearner
 from tasks.registry import register_bundle, tracked_run
 from tasks.store import Store
 from tests.flows.conftest import write_images
+from tests.infra.running import wait_for
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>|[x](javascript:alert(1)) _.png"
@@ -64,18 +64,6 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
     process.wait()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if found := condition():
-                return found
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline, f"nothing after {seconds:.0f} s"
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
