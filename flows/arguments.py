@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_source(ingest)
     add_collection(ingest)
     ingest.add_argument("--probe", action="store_true", help=help_of(parameters.Probe))
+    ingest.add_argument("--split", metavar="NAME", help=help_of(parameters.Split))
 
     train = command("train", commands.run_train, "Train prompts on labelled collections and register a model version.",
                     "anomalyclip train --collection mvtec --backbone ViT-L-14-336-quickgelu:openai")  # fmt: skip

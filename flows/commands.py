@@ -56,7 +56,9 @@ def run_demo(arguments: argparse.Namespace) -> tuple[Any, str]:
 def run_ingest(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.ingest import ingest
 
-    s = ingest(arguments.source, arguments.collection, arguments.layout, arguments.probe, store=arguments.store)
+    s = ingest(
+        arguments.source, arguments.collection, arguments.layout, arguments.probe, arguments.store, arguments.split
+    )
     counts = f"{s.listed} images listed: {s.new} new, {s.changed} changed, {s.unchanged} unchanged, {s.deleted} deleted"
     unreadable = f"; {s.unreadable} cannot be read" if s.unreadable else ""
     return s, f"{s.collection}: {counts}{unreadable}; {s.labelled} labelled (manifest {s.digest})"

@@ -81,8 +81,8 @@ def reproduce(
 
     root: a folder or URI with a folder a data set, named after its layout, its title or as its publisher does. sets:
     layouts, all at hand by default. checkpoints: files of the published code by the layout of the set that they were
-    trained on, instead of training. Killed anywhere, the same call goes on where it was. None of the models becomes the
-    champion, and one that is registered already is taken.
+    trained on, instead of training. Only test images are ingested: the protocol needs no others. Killed anywhere, the
+    same call goes on where it was. None of the models becomes the champion, and one that is registered already is taken.
     """
     store, checkpoints = store or default_store(), checkpoints or {}
     folders, not_recognised = find_datasets(root)
@@ -92,7 +92,7 @@ def reproduce(
     chosen, left_out = choose(root, folders, sets, checkpoints)
     auxiliary = [name for name in DATASETS if name in {auxiliary_of(layout) for layout in chosen}]
     for layout in dict.fromkeys([*chosen, *(name for name in auxiliary if name not in checkpoints)]):
-        ingest(folders[layout], collection_of(layout), cast(Layout, layout), store=store)
+        ingest(folders[layout], collection_of(layout), cast(Layout, layout), store=store, split="test")
     plan = TrainingPlan(backbone, make_geometry(backbone, image_size, feature_layers, dpam_layers), epochs)
     models = {name: model_of(name, checkpoints.get(name), plan, store) for name in auxiliary}
     results = [evaluate_set(layout, models[auxiliary_of(layout)], store) for layout in chosen]

@@ -141,11 +141,14 @@ def to_row(entry: Entry) -> dict[str, Any]:
     name="ingest", task_run_name="ingest {collection}", cache_policy=NO_CACHE,
     retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
 )  # fmt: skip
-def ingest_source(store: str, collection: str, source: str, layout: str, probe: bool) -> IngestSummary:
-    """List a source in a layout and write what is new, changed or gone to the manifest."""
+def ingest_source(
+    store: str, collection: str, source: str, layout: str, probe: bool, split: str | None = None
+) -> IngestSummary:
+    """List a source in a layout and write what is new, changed or gone to the manifest; of splits only the named one."""
     check_name(collection)
     uri, entries = stream_layout(source, layout, collection)
-    return update_manifest(Store(store), collection, uri, entries, probe)
+    chosen = (entry for entry in entries if split is None or entry.split in (None, split))
+    return update_manifest(Store(store), collection, uri, chosen, probe)
 
 
 def update_manifest(

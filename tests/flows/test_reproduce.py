@@ -13,6 +13,7 @@ from models.prompts import PromptLearner
 from tasks.backbones import open_backbone
 from tasks.errors import InputError
 from tasks.layouts import DATASETS, find_datasets
+from tasks.manifest import read_manifest
 from tasks.paper import IMAGE_LEVEL, METHODS, METRICS, PIXEL_LEVEL, RELEASED, released, reported
 from tasks.registry import champion_version, use_tracking
 from tasks.store import Store
@@ -42,6 +43,7 @@ def write_mvtec(folder: Path) -> None:
         image = folder / f"bottle/test/broken_large/{i:03d}.png"
         mask = folder / f"bottle/ground_truth/broken_large/{i:03d}_mask.png"
         photograph(i, folder / f"bottle/test/good/{i:03d}.png", image, mask)
+        photograph(40 + i, folder / f"bottle/train/good/{i:03d}.png")
 
 
 def write_visa(folder: Path) -> None:
@@ -113,6 +115,7 @@ def test_the_table_has_the_papers_numbers_ours_and_the_difference(anomalyclip: C
     assert table[by_class + 2][:3] == ["bottle", "8", "88.7"]
     parts = Path("store/collections/paper-mvtec/scores").iterdir()
     assert len(list(parts)) == 1  # the same prompts are not scored again
+    assert set(read_manifest(Store("store"), "paper-mvtec").rows["split"]) == {"test"}  # four of train lie there, too
     client = use_tracking(Store("store"))
     assert {f"models:/{v.name}/{v.version}" for v in client.search_model_versions()} == {
         row["model"] for row in rows.values()
