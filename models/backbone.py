@@ -11,6 +11,7 @@ read), and the V-V stream ends at the last feature layer that was asked for.
 import copy
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,18 @@ from torch import Tensor, nn
 from models.stem import ConvStem
 
 EMBEDDED = "embedded"
+OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's state dicts, beside the weights
+SIZES = (
+    "layers",
+    "width",
+    "heads",
+    "head_width",
+    "mlp_ratio",
+    "patch_size",
+    "image_size",
+    "context_length",
+    "vocab_size",
+)
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, H, M, d), (B, H, N, d), (B, H, N, d) -> (B, H, M, d)
 
@@ -124,7 +137,8 @@ def check_layers(feature_layers: Sequence[int], dpam_layers: int, depth: int) ->
 
 
 def embed_patches(visual: Any, positions: Tensor, images: Tensor) -> Tensor:
-    x = visual.conv1(images.to(visual.class_embedding.dtype))  # B C g g
+    images = images.to(visual.class_embedding.dtype, memory_format=torch.channels_last)
+    x = visual.conv1(images)  # B C g g
     x = x.flatten(2).transpose(1, 2).to(positions.dtype)  # B P C
     class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     return layer_norm(visual.ln_pre, torch.cat([class_token, x], dim=1) + positions)  # B N C, N = 1 + P
@@ -243,9 +257,12 @@ def build_backbone(
 
 
 def learned(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a state dict, without what older archives hold beside them."""
-    beside = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-    return {name: torch.as_tensor(value) for name, value in state_dict.items() if name not in beside}
+    """The weights of a state dict, without what older archives hold beside them; ValueError where others are no tensors."""
+    beside = {*OPENAI_FACTS, "attn_mask"}
+    try:
+        return {name: torch.as_tensor(value) for name, value in state_dict.items() if name not in beside}
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"the weights are no tensors: {error}") from error
 
 
 def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], text_tower: bool = True) -> Any:
@@ -266,6 +283,7 @@ def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], text_to
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit the model config: {error}") from error
     mask = torch.full((clip.context_length, clip.context_length), float("-inf")).triu_(1)
+    clip.visual.conv1.to(memory_format=torch.channels_last)
     clip.attn_mask = mask  # a buffer without weights: rebuilt, because the modules were made on the meta device
     return clip
 
@@ -300,17 +318,36 @@ def config_and_weights(spec: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"backbone {spec!r} is neither 'embedded' nor '<open_clip model>:<pretrained tag or path>'")
     config = model_config(name)
     check_plain_vit(config)
+    check_gelu(name, source, config, source == "openai")
     tensors, from_openai = read_weights(name, source)
-    if from_openai and not config.get("quick_gelu"):
-        raise ValueError(f"OpenAI's weights need quick GELU: use '{name}-quickgelu:{source}' instead of '{spec}'")
+    check_gelu(name, source, config, from_openai)
     return config, tensors
 
 
+def check_gelu(name: str, source: str, config: Mapping[str, Any], from_openai: bool) -> None:
+    """ValueError where OpenAI's weights would run with the exact GELU that they were not trained with."""
+    import open_clip
+
+    if from_openai and not config.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
+        raise ValueError(
+            f"OpenAI's weights need quick GELU: use '{name}-quickgelu:{source}' instead of '{name}:{source}'"
+        )
+
+
 def check_plain_vit(config: Mapping[str, Any]) -> None:
-    """ValueError unless the vision tower is CLIP's own vision transformer."""
-    vision = config["vision_cfg"]
-    if not isinstance(vision.get("layers"), int) or vision.get("timm_model_name") or vision.get("ls_init_value"):
-        raise ValueError("only plain CLIP vision transformers have a V-V path: this config describes another tower")
+    """ValueError unless both towers are CLIP's own transformers, of whatever size."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    for plain, given in ((CLIPVisionCfg(), config["vision_cfg"]), (CLIPTextCfg(), config["text_cfg"])):
+        other = [
+            name for name in given if name not in (*SIZES, "patch_dropout") and given[name] != vars(plain).get(name)
+        ]
+        other += [name for name in ("layers", "patch_size", "image_size") if not isinstance(given.get(name, 0), int)]
+        if other:
+            raise ValueError(
+                f"only plain CLIP vision transformers have a V-V path, and learned prompts CLIP's own text tower: this "
+                f"config describes another tower ({', '.join(other)})"
+            )
 
 
 def model_config(name: str) -> dict[str, Any]:
@@ -329,26 +366,36 @@ def model_config(name: str) -> dict[str, Any]:
 def read_weights(name: str, source: str) -> tuple[dict[str, Tensor], bool]:
     """State dict of a local file or a hub tag, and whether it is known to be OpenAI's."""
     path = Path(source)
+    if "://" in source:
+        raise ValueError(f"weights {source!r} are a URI: flows and commands fetch them, a backbone takes a local file")
     if not path.suffix and not path.exists():
         return download_weights(name, source), source == "openai"
     if not path.is_file():
         raise ValueError(f"weights {source!r} do not exist")
+    archive = is_torchscript(path)
+    try:
+        state = read_state(path, archive)
+    except Exception as error:  # pickle, zip, safetensors and torch errors alike: not a file that may be trusted
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"the weights {source!r} cannot be read safely: {reason}") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the weights {source!r} are no state dict but a {type(state).__name__}")
+    return dict(state), archive or "openai" in path.name or all(name in state for name in OPENAI_FACTS)
+
+
+def read_state(path: Path, archive: bool) -> Any:
+    """What a file of weights holds: a state dict, if it is one; archive: OpenAI's TorchScript."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path), "openai" in path.name
-    if is_torchscript(path):
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), True
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # pickle, zip and torch errors alike: not a file that may be trusted
-        raise ValueError(f"the weights {source!r} cannot be read safely: {str(error).splitlines()[0]}") from error
-    return dict(state.get("state_dict", state)), "openai" in path.name
+        return load_file(path)
+    if archive:
+        return torch.jit.load(str(path), map_location="cpu").state_dict()
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return content.get("state_dict", content) if isinstance(content, Mapping) else content
 
 
 def is_torchscript(path: Path) -> bool:
-    import zipfile
-
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -112,13 +112,19 @@ class Detector(nn.Module):
 
         A grid is the abnormal probability of each patch, summed over the feature layers; maps of any size follow from it.
         """
+        size = self.config.image_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(f"images of shape {tuple(images.shape)} are not (B, 3, {size}, {size})")
         images = images.to(self.text_features.device, non_blocking=True)
         features = encode_image(
             self.visual, self.positions, images, self.config.feature_layers, self.config.dpam_layers
         )
         image = features.image / features.image.norm(dim=-1, keepdim=True)
         score = torch.softmax(image @ self.text_features.T / self.config.temperature, dim=-1)[:, 1]
-        layers = [patch_probabilities(patches, self.text_features)[..., 1] for patches in features.patches]
+        layers = [
+            patch_probabilities(patches, self.text_features, self.config.temperature)[..., 1]
+            for patches in features.patches
+        ]
         side = math.isqrt(self.positions.shape[0] - 1)
         return score, torch.stack(layers).sum(dim=0).unflatten(1, (side, side))
 
@@ -190,15 +196,26 @@ def load_detector(
 
     Raises ValueError where the backbone's weights are not the ones that the prompts were learned on.
     """
-    from safetensors.torch import load_file
-
     config = read_bundle_config(bundle_dir)
     backbone = backbone or load_backbone(config.backbone, config.image_size, text_tower=False)
     check_weights(config, backbone)
-    text = load_file(Path(bundle_dir) / "text_features.safetensors")["text_features"]
-    prompts = load_file(Path(bundle_dir) / "prompts.safetensors")
+    text, prompts = read_bundle_tensors(bundle_dir)
     visual: Any = backbone.clip.visual
     return Detector(visual, backbone.positions, text, config, prompts, precision).to(resolve_device(device))
+
+
+def read_bundle_tensors(folder: str | Path) -> tuple[Tensor, dict[str, Tensor]]:
+    """Text features (2, D) and prompts of a bundle; ValueError where they are missing or damaged."""
+    from safetensors.torch import load_file
+
+    try:
+        text = load_file(Path(folder) / "text_features.safetensors")["text_features"]
+        prompts = load_file(Path(folder) / "prompts.safetensors")
+    except Exception as error:  # safetensors has an error of its own for each kind of damage
+        raise ValueError(f"the bundle {str(folder)!r} is damaged: {error}") from error
+    if text.ndim != 2 or len(text) != 2 or not text.isfinite().all():
+        raise ValueError(f"the bundle {str(folder)!r} is damaged: its text features are no two finite vectors")
+    return text, prompts
 
 
 def check_weights(config: DetectorConfig, backbone: Backbone) -> None:

@@ -19,9 +19,11 @@ class LocalLoss(NamedTuple):
         return self.focal + self.dice_abnormal + self.dice_normal
 
 
-def local_loss(abnormal: Tensor, normal: Tensor, masks: Tensor) -> LocalLoss:
+def local_loss(abnormal: Tensor, normal: Tensor, masks: Tensor, by_row: bool) -> LocalLoss:
     """Losses of one feature layer. abnormal, normal: probabilities (B, S, S), upsampled; masks: (B, S, S), 0 or 1."""
-    return LocalLoss(focal_loss(abnormal, normal, masks), dice_loss(abnormal, masks), dice_loss(normal, 1 - masks))
+    return LocalLoss(
+        focal_loss(abnormal, normal, masks), dice_loss(abnormal, masks, by_row), dice_loss(normal, 1 - masks, by_row)
+    )
 
 
 def focal_loss(abnormal: Tensor, normal: Tensor, masks: Tensor) -> Tensor:
@@ -31,16 +33,15 @@ def focal_loss(abnormal: Tensor, normal: Tensor, masks: Tensor) -> Tensor:
     return (-((1 - pt) ** 2) * pt.log()).mean()
 
 
-def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+def dice_loss(probability: Tensor, target: Tensor, by_row: bool) -> Tensor:
     """1 - mean over images of the smoothed dice coefficient (smooth 1). Both (B, S, S).
 
-    In a batch of one image the mean is over its rows: the published code drops the batch axis there, and agreeing with
-    its training to rounding includes that last odd batch.
+    by_row: mean over the rows of all images instead. The published code drops the batch axis of a batch of one image, and
+    agreeing with its training to rounding includes that last odd batch.
     """
-    if len(target) == 1:
-        probability, target = probability.transpose(0, 1), target.transpose(0, 1)  # S 1 S
-    overlap = (probability * target).sum((1, 2))
-    return 1 - ((2 * overlap + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)).mean()
+    axes = 2 if by_row else (1, 2)
+    overlap = (probability * target).sum(axes)
+    return 1 - ((2 * overlap + 1) / (probability.sum(axes) + target.sum(axes) + 1)).mean()
 
 
 def image_loss(image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def image_loss(image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(image @ text.T / TEMPERATURE, labels.long())
 
 
-def patch_probabilities(patches: Tensor, text: Tensor) -> Tensor:
+def patch_probabilities(patches: Tensor, text: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Softmax over (normal, abnormal) of every patch: (B, P, D) raw patches, (2, D) normalised text -> (B, P, 2)."""
     patches = patches / patches.norm(dim=-1, keepdim=True)
-    return torch.softmax(patches @ text.T / TEMPERATURE, dim=-1)
+    return torch.softmax(patches @ text.T / temperature, dim=-1)

@@ -86,6 +86,8 @@ class PromptLearner(nn.Module):
     def load_official(self, checkpoint: str | Path | Mapping[str, Any]) -> list[str]:
         """Load a checkpoint of the published code; returns the names of the tensors that AnomalyCLIP never uses.
 
+        The embedded words around the context (`token_…`) are CLIP's own and not read, but they have to be our words.
+
         checkpoint: a .pth file (read with weights_only=True) or its content. Raises ValueError where it is none or its
         shapes do not fit this backbone and these lengths.
         """
@@ -100,9 +102,15 @@ class PromptLearner(nn.Module):
         ]
         if wrong:
             raise ValueError(f"the checkpoint does not fit this backbone and these prompts: {'; '.join(wrong)}")
-        surplus = sorted(set(state) - set(own))
+        surplus = sorted(name for name in set(state) - set(own) if not name.startswith("token"))
         if deeper := [name for name in surplus if name.startswith("compound_prompts_text.")]:
             raise ValueError(f"the checkpoint has deeper prompts than depth {self.depth}: {', '.join(deeper)}")
+        if broken := [name for name in own if not state[name].isfinite().all()]:
+            raise ValueError(f"the checkpoint holds NaN or infinity: {', '.join(broken)}")
+        for side, own_tokens in zip(("pos", "neg"), self.tokens, strict=True):
+            tokens = state.get(f"tokenized_prompts_{side}")
+            if tokens is not None and not torch.equal(tokens.long().flatten(), own_tokens):
+                raise ValueError(f"the checkpoint was learned on other words than {' and '.join(map(repr, PHRASES))}")
         self.load_state_dict({name: state[name] for name in own})
         return surplus
 
@@ -123,11 +131,15 @@ def read_official(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tenso
         except FileNotFoundError:
             raise ValueError(f"the checkpoint {str(checkpoint)!r} does not exist") from None
         except Exception as error:  # pickle, zip and torch errors alike: not a file that may be trusted
-            raise ValueError(
-                f"{str(checkpoint)!r} cannot be read safely as a checkpoint: {str(error).splitlines()[0]}"
-            ) from error
+            reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            raise ValueError(f"{str(checkpoint)!r} cannot be read safely as a checkpoint: {reason}") from error
     else:
         content = checkpoint
     if not isinstance(content, Mapping) or "prompt_learner" not in content:
         raise ValueError("this is no AnomalyCLIP checkpoint: it has no entry 'prompt_learner'")
-    return {name: torch.as_tensor(value).float() for name, value in content["prompt_learner"].items()}
+    learner = content["prompt_learner"]
+    if not isinstance(learner, Mapping) or not all(isinstance(value, Tensor) for value in learner.values()):
+        raise ValueError(
+            "this is no AnomalyCLIP checkpoint: its entry 'prompt_learner' holds other things than tensors"
+        )
+    return {name: value.float() for name, value in learner.items()}

@@ -109,7 +109,7 @@ def batch_loss(
         probabilities = patch_probabilities(patches[masked].to(device), text)  # B P 2
         side = round(probabilities.shape[1] ** 0.5)
         maps = upsample(probabilities.movedim(-1, 1).unflatten(-1, (side, side)), targets.shape[-1])  # B 2 S S
-        layers.append(local_loss(maps[:, 1], maps[:, 0], targets))
+        layers.append(local_loss(maps[:, 1], maps[:, 0], targets, by_row=len(batch) == 1))
     return layers, image_ce
 
 

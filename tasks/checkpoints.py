@@ -33,9 +33,9 @@ def import_published(
     target = Store(store)
     try:
         tensors = read_official(file)
-        if "ctx_pos" not in tensors:
-            raise ValueError(f"{file!r} has no context vectors 'ctx_pos'")
         deep = [value for name, value in tensors.items() if name.startswith("compound_prompts_text.")]
+        if "ctx_pos" not in tensors or tensors["ctx_pos"].ndim != 4 or any(value.ndim != 2 for value in deep):
+            raise ValueError("it has no context vectors 'ctx_pos' (1, 1, n_ctx, width), or deep ones of another shape")
         clip = open_backbone(backbone, geometry.image_size)
         prompts = PromptLearner(
             clip, n_ctx=tensors["ctx_pos"].shape[-2], depth=len(deep) + 1, deep_ctx=deep[0].shape[0] if deep else 1

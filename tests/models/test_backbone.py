@@ -1,6 +1,7 @@
 """Features of the published code, any member of the ViT family, and every form in which weights come."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +172,52 @@ def test_openai_weights_under_the_exact_gelu_name_are_refused_with_the_right_nam
         load_backbone(f"ViT-B-32:{openai_archive}")
 
 
+def test_openais_own_state_dict_and_tag_are_known_under_whatever_file_name(
+    openai_archive: Path, tmp_path: Path
+) -> None:
+    state = dict(torch.jit.load(str(openai_archive)).state_dict())
+    facts = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+    torch.save(state | {name: torch.tensor(value) for name, value in facts.items()}, tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match=r"use 'ViT-B-32-quickgelu:"):
+        load_backbone(f"ViT-B-32:{tmp_path / 'clip.pt'}")
+    with pytest.raises(ValueError, match=r"use 'ViT-L-14-336-quickgelu:openai'"):
+        load_backbone("ViT-L-14-336:openai")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not weights at all", [1, 2], torch.zeros(3), {"visual.proj": "text"}], ids=str
+)
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_file_that_holds_no_weights_is_said_in_a_sentence(content: Any, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"cannot be read safely|are no state dict|are no tensors"):
+        load_backbone(f"ViT-B-32-quickgelu:{path}")
+
+
+def test_a_state_dict_of_the_older_file_format_loads(b32_state, tmp_path: Path) -> None:
+    torch.save(b32_state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert load_backbone(f"ViT-S-32-alt:{tmp_path / 'old.pt'}").layers == 12
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"vision_cfg": {"no_ln_pre": True}}, {"vision_cfg": {"attentional_pool": True}},
+        {"vision_cfg": {"patch_size": [16, 16]}}, {"vision_cfg": {"timm_model_name": "eva02_large"}},
+        {"text_cfg": {"hf_model_name": "roberta-base"}}, {"text_cfg": {"no_causal_mask": True}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_towers_than_clips_own_are_refused(changed: dict[str, dict[str, Any]]) -> None:
+    config = {**TINY, **{tower: TINY[tower] | other for tower, other in changed.items()}}
+    with pytest.raises(ValueError, match="describes another tower"):
+        build_backbone(config, seeded.weights(TINY), image_size=64)
+
+
 def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
 
@@ -192,6 +239,9 @@ def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
         ("ViT-B-32-quickgelu:/nowhere/weights.safetensors", "do not exist"),
         ("ViT-B-32-quickgelu:nonsense", "no pretrained tag or local file"),
         ("RN50-quickgelu:openai", "only plain CLIP vision transformers"),
+        ("ViT-L-14-CLIPA:nonsense", "only plain CLIP vision transformers"),
+        ("coca_ViT-B-32:nonsense", "only plain CLIP vision transformers"),
+        ("ViT-B-32-quickgelu:s3://weights/b32.pt", "flows and commands fetch them"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_a_sentence(spec: str, message: str) -> None:

@@ -1,5 +1,7 @@
 """Scores and maps of the published code, for batches of any size and in any company; bundles."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -95,6 +97,22 @@ def test_reduced_precision_rounds_the_matrices_of_the_blocks_in_a_copy(small_bac
         assert torch.equal(reduced[name], value.to(reduced[name].dtype))
 
 
+def test_the_bundles_temperature_is_that_of_score_and_map(narrow_24) -> None:
+    backbone, prompts, images = narrow_24
+    detector = Detector.build(backbone, prompts, 126)
+    warm = copy.copy(detector)
+    warm.config = dataclasses.replace(detector.config, temperature=0.5)
+    (score, grid), (warm_score, warm_grid) = detector.score_grids(images), warm.score_grids(images)
+    torch.testing.assert_close(torch.logit(warm_score) * 0.5, torch.logit(score) * 0.07, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.logit(warm_grid) * 0.5, torch.logit(grid) * 0.07, rtol=1e-3, atol=1e-4)
+
+
+def test_images_of_another_size_are_refused(narrow_24) -> None:
+    backbone, prompts, _ = narrow_24
+    with pytest.raises(ValueError, match=r"\(1, 3, 64, 64\) are not \(B, 3, 126, 126\)"):
+        Detector.build(backbone, prompts, 126)(torch.zeros(1, 3, 64, 64))
+
+
 def test_an_unknown_precision_is_refused(narrow_24) -> None:
     backbone, prompts, _ = narrow_24
     with pytest.raises(ValueError, match="'fp8' is none of fp32, bf16, fp16"):
@@ -143,6 +161,15 @@ def test_a_bundle_made_on_other_weights_is_refused(small_detector, tmp_path: Pat
     other = seeded.backbone(seeded.SMALL, IMAGE_SIZE, seed=1)
     with pytest.raises(ValueError, match="made on other weights"):
         load_detector(folder, backbone=other)
+
+
+@pytest.mark.parametrize("name", ["text_features.safetensors", "prompts.safetensors"])
+def test_a_damaged_bundle_is_refused(small_detector, small_backbone, name: str, tmp_path: Path) -> None:
+    folder = small_detector.save(tmp_path / "bundle")
+    for damage in (lambda file: file.write_bytes(b"junk"), lambda file: file.unlink()):
+        damage(folder / name)
+        with pytest.raises(ValueError, match="is damaged"):
+            load_detector(folder, device="cpu", backbone=small_backbone)
 
 
 def test_the_digest_follows_every_file_of_the_bundle(small_detector, tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ def test_focal_loss_is_the_published_formula_for_every_pixel() -> None:
 def test_dice_loss_is_a_mean_over_images() -> None:
     probability, target = torch.rand(3, 4, 4), (torch.rand(3, 4, 4) > 0.5).float()
     each = [1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1) for p, t in zip(probability, target, strict=True)]
-    torch.testing.assert_close(dice_loss(probability, target), torch.stack(each).mean())
+    torch.testing.assert_close(dice_loss(probability, target, by_row=False), torch.stack(each).mean())
 
 
 def test_dice_loss_of_one_image_is_a_mean_over_its_rows_as_published() -> None:
     probability, target = torch.rand(1, 4, 4), (torch.rand(1, 4, 4) > 0.5).float()
     rows = zip(probability[0], target[0], strict=True)
     each = [1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1) for p, t in rows]
-    torch.testing.assert_close(dice_loss(probability, target), torch.stack(each).mean())
+    torch.testing.assert_close(dice_loss(probability, target, by_row=True), torch.stack(each).mean())

@@ -1,6 +1,7 @@
 """Text features of the published code, and its checkpoints."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,34 @@ def test_a_file_that_is_no_checkpoint_is_refused(small_backbone, tmp_path: Path)
         PromptLearner(small_backbone).load_official(tmp_path / "other.pth")
     with pytest.raises(ValueError, match="does not exist"):
         PromptLearner(small_backbone).load_official(tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ctx_neg": torch.tensor(torch.nan)}, "NaN or infinity: ctx_neg"),
+        ({"tokenized_prompts_neg": torch.zeros(1, 1, 77, dtype=torch.int32)}, "learned on other words"),
+        ({"ctx_pos": "text"}, "other things than tensors"),
+    ],
+)
+def test_a_checkpoint_that_cannot_score_is_refused(small_backbone, changed: dict[str, Any], message: str) -> None:
+    state = torch.load(DATA / "small_prompts.pth", weights_only=True)["prompt_learner"]
+    for name, value in changed.items():
+        state[name] = (
+            torch.full_like(state[name], value) if isinstance(value, torch.Tensor) and not value.ndim else value
+        )
+    with pytest.raises(ValueError, match=message):
+        PromptLearner(small_backbone).load_official({"prompt_learner": state})
+
+
+def test_the_words_around_the_context_may_stand_in_a_checkpoint(small_backbone) -> None:
+    state = torch.load(DATA / "small_prompts.pth", weights_only=True)["prompt_learner"]
+    prompts = PromptLearner(small_backbone)
+    known = prompts.load_official({"prompt_learner": state})
+    for side, tokens in zip(("pos", "neg"), prompts.tokens, strict=True):
+        state[f"tokenized_prompts_{side}"] = tokens.int().view(1, 1, -1)
+        state[f"token_prefix_{side}"] = torch.zeros(1, 1, 1, 8)
+    assert prompts.load_official({"prompt_learner": state}) == known
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(small_backbone, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def train_recomputing(prompts, backbone, images, masks, labels, batches, lr=1e-3
         for patches in features.patches:
             p = patch_probabilities(patches, text).movedim(-1, 1).unflatten(-1, (backbone.grid, backbone.grid))
             maps = upsample(p, IMAGE_SIZE)
-            loss = loss + LOCAL_WEIGHT * local_loss(maps[:, 1], maps[:, 0], masks[batch]).total()
+            loss = loss + LOCAL_WEIGHT * local_loss(maps[:, 1], maps[:, 0], masks[batch], len(batch) == 1).total()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,6 +92,19 @@ def test_images_without_ground_truth_train_on_the_image_loss_alone(small_backbon
     assert without == pytest.approx(without.image_ce)
     assert partly.image_ce == pytest.approx(without.image_ce)
     assert partly.local == pytest.approx(first_two.local, rel=1e-6)
+
+
+def test_one_image_with_ground_truth_among_others_is_no_batch_of_one(small_backbone, material) -> None:
+    """The published row-wise dice belongs to a last batch of one image alone."""
+    images, masks, labels = material
+    features = extract_features(small_backbone, images[:4], (6,), DPAM_LAYERS)
+    prompts = PromptLearner(small_backbone, generator=torch.Generator().manual_seed(0))
+    one = torch.arange(4) == 1
+    (partly,) = train_prompts(prompts, features, masks, labels, [[0, 1, 2]], lr=0.0, has_mask=one)
+    (twice,) = train_prompts(prompts, features, masks, labels, [[1, 1]], lr=0.0)
+    (alone,) = train_prompts(prompts, features, masks, labels, [[1]], lr=0.0)
+    assert partly.local == pytest.approx(twice.local, rel=1e-6)
+    assert partly.local != pytest.approx(alone.local, rel=1e-3)
 
 
 def test_the_tower_is_not_changed_by_training(small_backbone, material) -> None:
