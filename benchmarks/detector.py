@@ -16,7 +16,8 @@ On a GPU (`--device cuda`, the default where there is one) results are read whil
 H100 should take 2 to 4 ms an image in bf16 at batch 8 and above: 1.18 TFLOP at 500 TFLOP/s are 2.4 ms, and what lies
 between the products (norms, residuals, GELU, conversions) moves some 2 GB, 0.7 ms. To check, run
 `python -m benchmarks.detector --device cuda --batches 8 32`: a share of the ceiling below 0.5 means that the device waits,
-and `nsys profile` of the same command must show no gap between batches.
+and `nsys profile` of the same command must show no gap between batches. `--compiled` tells whether torch.compile, which
+fuses what lies between the products, pays on that card: scoring does without it.
 """
 
 import argparse
@@ -133,7 +134,7 @@ def measure_ceiling(shape: Shape, precision: str, batch: int, device: str) -> fl
     return max(best.values())
 
 
-def measure(case: Case, bundle: Path, device: str) -> dict[str, float]:
+def measure(case: Case, bundle: Path, device: str, compiled: bool) -> dict[str, float]:
     """Seconds an image and peak memory (GB) of one configuration."""
     where = resolve_device(device)
     size = read_bundle_config(bundle).image_size
@@ -141,7 +142,10 @@ def measure(case: Case, bundle: Path, device: str) -> dict[str, float]:
     if case.implementation == PUBLISHED:
         call, batches = published_call(bundle, pixels), 1
     else:
-        detector, batches = load_detector(bundle, device, case.precision), 8 if where.type == "cuda" else 1
+        detector, batches = (
+            load_detector(bundle, device, case.precision, compiled=compiled),
+            8 if where.type == "cuda" else 1,
+        )
         call = lambda: list(score_stream(detector, [pixels] * batches))  # noqa: E731
     seconds = best_seconds(call, where, SHORTEST) / batches / case.batch
     memory = {"peak_memory_gb": peak_memory_gb()}
@@ -174,7 +178,9 @@ def best_seconds(call: Callable[[], Any], device: torch.device, shortest: float)
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def benchmark(model: str, batches: Sequence[int], precisions: Sequence[str], device: str) -> list[dict[str, Any]]:
+def benchmark(
+    model: str, batches: Sequence[int], precisions: Sequence[str], device: str, compiled: bool
+) -> list[dict[str, Any]]:
     """One row a configuration, the yardstick first; progress goes to standard error."""
     cases = [Case(model, PUBLISHED, "fp32", 1)]
     cases += [Case(model, DETECTOR, precision, batch) for precision in precisions for batch in batches]
@@ -183,7 +189,7 @@ def benchmark(model: str, batches: Sequence[int], precisions: Sequence[str], dev
         shape = in_its_own_process(make_bundle, model, Path(folder))
         for case in cases:
             ceiling = in_its_own_process(measure_ceiling, shape, case.precision, case.batch, device)
-            measured = in_its_own_process(measure, case, Path(folder) / "bundle", device)
+            measured = in_its_own_process(measure, case, Path(folder) / "bundle", device, compiled)
             speed = shape.gflop(case.implementation) / measured["seconds_an_image"]
             row = asdict(case) | measured | {"gflop_an_image": shape.gflop(case.implementation), "gflop_s": speed}
             yardstick = rows[0] if rows else row
@@ -235,13 +241,16 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=["fp32", "bf16"])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--compiled", action="store_true", help="the detector's tower by torch.compile (CUDA)")
     options = parser.parse_args()
     found, rows = machine(options.device), []
     for model in options.models:
         if model == EMBEDDED and not (FOLDER / "weights.safetensors").exists():
             print("the embedded backbone's weights are not there: skipped", file=sys.stderr)
             continue
-        rows += benchmark(model, [1] if options.quick else options.batches, options.precisions, options.device)
+        rows += benchmark(
+            model, [1] if options.quick else options.batches, options.precisions, options.device, options.compiled
+        )
     print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items()), table(rows), sep="\n\n")
     if options.json:
         options.json.write_text(json.dumps({"machine": found, "rows": rows}, indent=2) + "\n")

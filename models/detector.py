@@ -72,6 +72,7 @@ class Detector(nn.Module):
         super().__init__()
         check_layers(config.feature_layers, config.dpam_layers, len(visual.transformer.resblocks))
         self.visual, self.config, self.prompt_tensors = in_precision(visual, precision), config, prompt_tensors
+        self.encode = encode_image
         self.register_buffer("positions", positions)
         self.register_buffer("text_features", text_features)
 
@@ -116,9 +117,7 @@ class Detector(nn.Module):
         if images.shape[1:] != (3, size, size):
             raise ValueError(f"images of shape {tuple(images.shape)} are not (B, 3, {size}, {size})")
         images = images.to(self.text_features.device, non_blocking=True)
-        features = encode_image(
-            self.visual, self.positions, images, self.config.feature_layers, self.config.dpam_layers
-        )
+        features = self.encode(self.visual, self.positions, images, self.config.feature_layers, self.config.dpam_layers)
         image = features.image / features.image.norm(dim=-1, keepdim=True)
         score = torch.softmax(image @ self.text_features.T / self.config.temperature, dim=-1)[:, 1]
         layers = [
@@ -190,18 +189,26 @@ def read_bundle_config(folder: str | Path) -> DetectorConfig:
 
 
 def load_detector(
-    bundle_dir: str | Path, device: str = "auto", precision: str = "fp32", backbone: Backbone | None = None
+    bundle_dir: str | Path,
+    device: str = "auto",
+    precision: str = "fp32",
+    backbone: Backbone | None = None,
+    compiled: bool = False,
 ) -> Detector:
     """Load a bundle and the backbone it names (or the given one), ready to score.
 
-    Raises ValueError where the backbone's weights are not the ones that the prompts were learned on.
+    compiled: the vision tower runs through `torch.compile`, on CUDA; the first batch then takes a minute or two. Raises
+    ValueError where the backbone's weights are not the ones that the prompts were learned on, or the bundle is damaged.
     """
     config = read_bundle_config(bundle_dir)
     backbone = backbone or load_backbone(config.backbone, config.image_size, text_tower=False)
     check_weights(config, backbone)
     text, prompts = read_bundle_tensors(bundle_dir)
     visual: Any = backbone.clip.visual
-    return Detector(visual, backbone.positions, text, config, prompts, precision).to(resolve_device(device))
+    detector = Detector(visual, backbone.positions, text, config, prompts, precision).to(resolve_device(device))
+    if compiled:
+        detector.encode = torch.compile(encode_image)
+    return detector
 
 
 def read_bundle_tensors(folder: str | Path) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from benchmarks import published_form
-from models.backbone import Backbone, build_backbone, linear, load_backbone, multi_head_attention
+from models.backbone import Backbone, build_backbone, encode_image, linear, load_backbone, multi_head_attention
 from models.prompts import PromptLearner
 from tests.models import seeded
 from tests.models.conftest import DPAM_LAYERS, FEATURE_LAYERS, IMAGE_SIZE, relative_error
@@ -64,6 +64,17 @@ def test_an_image_size_that_the_patch_does_not_divide_is_refused() -> None:
 def test_layers_that_do_not_exist_are_refused(small_backbone, layers, dpam) -> None:
     with pytest.raises(ValueError, match="must"):
         small_backbone.encode_image(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE), layers, dpam)
+
+
+def test_the_towers_graph_is_captured_whole() -> None:
+    """With gradients the CPU takes CUDA's branches; eager: what the graph holds, not what a compiler makes of it."""
+    backbone, images = seeded.backbone(seeded.NARROW_24, 126, seed=3), torch.randn(2, 3, 126, 126)
+    arguments = (backbone.clip.visual, backbone.positions, images, (12, 24), 19)
+    with torch.enable_grad():
+        found = torch.compile(encode_image, fullgraph=True, backend="eager")(*arguments)
+        expected = encode_image(*arguments)
+    assert torch.equal(found.image, expected.image)
+    assert all(map(torch.equal, found.patches, expected.patches))
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 300])
