@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from email.utils import parsedate_to_datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ S3_OPTIONS: dict[str, Any] = {
         "connect_timeout": 10,
         "read_timeout": 30,
         "max_pool_connections": 64,  # botocore's 10 are fewer than our readers and writers
+        "user_agent": "anomalyclip-batch",  # botocore puts its own together twice a request
     },
     "use_listings_cache": False,  # others write, too, and what is kept of a bucket of millions fills the memory
     "max_concurrency": 1,  # of the parts of one object: with more, s3fs asks for the size of each before it reads it
@@ -56,19 +58,36 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     """
     refuse_credentials(uri)
     protocol = split_protocol(uri)[0] or "file"
-    options = S3_OPTIONS if protocol in S3 else {}
     try:
-        from_uri = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)  # what url_to_fs takes from it
-        filesystem = fsspec.filesystem(protocol, **from_uri, **options)
+        if protocol in S3:
+            filesystem = fsspec.filesystem(protocol, **s3_options())
+        else:
+            from_uri = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)  # what url_to_fs takes from it
+            filesystem = fsspec.filesystem(protocol, **from_uri)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"{uri!r} cannot be opened: {error}") from error
     if protocol in S3 and filesystem.session is None:
+        filesystem.split_path = partial(split_path, filesystem)
         filesystem.session = s3_session(**filesystem.kwargs)
     return filesystem, filesystem._strip_protocol(uri)
 
 
+def s3_options() -> dict[str, Any]:
+    """Ours, but for what fsspec's own configuration (FSSPEC_S3_…) says."""
+    given = {name: value for protocol in S3 for name, value in fsspec.config.conf.get(protocol, {}).items()}
+    merged = S3_OPTIONS["config_kwargs"] | given.get("config_kwargs", {})
+    return S3_OPTIONS | given | {"config_kwargs": merged}
+
+
+def split_path(filesystem: Any, path: str) -> tuple[str, str, None]:
+    """Bucket and key, as s3fs splits a path, but that what looks like a version at its end is a part of the key."""
+    before, version, after = path.partition("?versionId=")
+    bucket, key, _ = type(filesystem).split_path(filesystem, before)
+    return bucket, key + version + after, None
+
+
 def s3_session(**options: Any) -> Any:
-    """As s3fs makes one, but for the time of each listed key, on which dateutil spends three quarters of a listing."""
+    """As s3fs makes one, but for times: dateutil spends three quarters of a listing on them, and a tenth of a read."""
     from aiobotocore.session import AioSession
 
     session = AioSession(**options)
@@ -79,6 +98,8 @@ def s3_session(**options: Any) -> Any:
 def parse_time(value: Any) -> datetime:
     if isinstance(value, str) and value.endswith("Z"):
         return datetime.fromisoformat(value)
+    if isinstance(value, str) and value.endswith("GMT"):
+        return parsedate_to_datetime(value)
     from botocore.utils import parse_timestamp
 
     parsed: datetime = parse_timestamp(value)

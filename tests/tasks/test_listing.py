@@ -13,11 +13,12 @@ from moto.s3.models import s3_backends
 from tasks.images import UnreadableImage
 from tasks.layouts import listing, read_version, stream_layout
 from tasks.layouts.listing import list_objects
-from tasks.store import open_filesystem
+from tasks.store import S3_OPTIONS, open_filesystem
 
 AWKWARD = [
     "two words.png", "a+b.png", "100%.png", "a%20b?.png", "größe-写真.png", "new\nline.png", "two//slashes.png", "#1.png",
     "q?x=1&y=2.png", "a::b.png", "~.png", "back\\slash.png", "quote'\"<&>.png", "tab\t.png",
+    "v?versionId=1.png",
 ]  # fmt: skip
 
 
@@ -147,3 +148,13 @@ def test_whoever_asks_pays_where_that_is_configured(s3: s3fs.S3FileSystem, optio
     read_version({"uri": entry.object.uri, "etag": entry.object.etag})
     assert len(payers) == 3  # two listings and the object
     assert set(payers) == {b"requester"}
+
+
+def test_options_of_the_user_replace_ours_one_by_one(s3: s3fs.S3FileSystem, options) -> None:
+    options(FSSPEC_S3_CONFIG_KWARGS='{"user_agent": "of the user"}', FSSPEC_S3_MAX_CONCURRENCY="2")
+    filesystem, _ = open_filesystem("s3://photos")
+    filesystem.connect()
+    config = filesystem.s3.meta.config
+    assert config.user_agent.startswith("of the user")
+    assert filesystem.max_concurrency == 2
+    assert config.max_pool_connections == S3_OPTIONS["config_kwargs"]["max_pool_connections"]

@@ -2,10 +2,12 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
 import pytest
+import s3fs
 
 from tasks.errors import InputError
 from tasks.store import Store, default_store, open_filesystem, read_uri
@@ -128,3 +130,12 @@ def test_a_key_may_have_what_looks_like_a_user(key: str, s3, store: Store) -> No
 def test_a_uri_that_cannot_be_opened_is_an_input_error() -> None:
     with pytest.raises(InputError, match="'magic://bucket/a' cannot be opened"):
         open_filesystem("magic://bucket/a")
+
+
+def test_on_s3_times_are_those_of_the_server(s3: s3fs.S3FileSystem) -> None:
+    s3.pipe_file("photos/a.png", b"png")
+    filesystem, path = open_filesystem("s3://photos/a.png")
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    (listed,) = filesystem.call_s3("list_objects_v2", Bucket="photos")["Contents"]
+    asked = filesystem.info(path, refresh=True)["LastModified"]
+    assert before < asked == listed["LastModified"].replace(microsecond=0) < datetime.now(UTC) + timedelta(minutes=1)
