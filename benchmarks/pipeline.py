@@ -11,8 +11,8 @@ everything else runs on.
   same files from the local disk, decodes, scores and writes nothing, one batch after the other, in one process. `score` is
   the command; its seconds are those of its flow, the model's loading included, the start of Python and of Prefect's
   ephemeral server not. Memory is the peak of its process, and with all its workers and servers.
-- requests: lines of the gateway's log. Beside one of each image and one of each mask there are those of the shards, and of
-  the run (manifest, list of what is done, bundle).
+- requests: lines of the gateway's log. Those of images and masks are told by their paths; beside them there are those of the
+  shards, and of the run (manifest, list of what is done, bundle).
 - Prefect: tasks that do nothing, with the arguments and settings of a shard's.
 - CPU work beside the model, of one core: reading a JPEG into the model's pixels (518 x 518), and cutting a mask of the
   image's size from a grid of 37 x 37, its PNG and its regions included.
@@ -58,7 +58,8 @@ WAYS: dict[str, tuple[str, ...]] = {
 class Scoring:
     """One way to score all images: seconds, images a second, GB at the peak, the S3 server's requests by method.
 
-    server_cpu: core seconds that the server took from the same machine.
+    server_cpu: core seconds that the server took from the same machine; an_image: requests for reading an image and
+    writing its mask, the mean; beside: all other requests.
     """
 
     way: str
@@ -68,6 +69,8 @@ class Scoring:
     all_processes_gb: float
     server_cpu: float
     requests: dict[str, int]
+    an_image: float
+    beside: int
 
 
 # --- ingest -----------------------------------------------------------------------------------------------------------
@@ -160,10 +163,12 @@ def score(way: str, log: Path, *options: str) -> Scoring:
     before, server = requests(log), server_cpu()
     summary, peak, everything = command("score", "--collection", COLLECTION, *options)
     time.sleep(1)  # the gateway's log
-    seen = requests(log) - before
+    seen, images = requests(log) - before, summary["scored"]
+    methods = Counter(method for method, _ in seen.elements())
+    of_images = sum(count for (_, path), count in seen.items() if path.startswith("/photos/") or "/masks/" in path)
     return Scoring(
-        way, summary["seconds"], summary["scored"] / summary["seconds"], peak, everything,
-        server_cpu() - server, dict(sorted(seen.items())),
+        way, summary["seconds"], images / summary["seconds"], peak, everything, server_cpu() - server,
+        dict(sorted(methods.items())), of_images / images, seen.total() - of_images,
     )  # fmt: skip
 
 
@@ -290,9 +295,10 @@ def watch_memory(process: "subprocess.Popen[bytes]", peaks: list[float]) -> None
 REQUEST = re.compile(r'"(GET|PUT|HEAD|POST|DELETE) (/\S*)')
 
 
-def requests(log: Path) -> Counter[str]:
-    """All that the gateway has answered so far, by method."""
-    return Counter(found[1] for line in log.read_text(errors="replace").splitlines() if (found := REQUEST.search(line)))
+def requests(log: Path) -> Counter[tuple[str, str]]:
+    """All that the gateway has answered so far, by method and path."""
+    lines = log.read_text(errors="replace").splitlines()
+    return Counter((found[1], found[2]) for line in lines if (found := REQUEST.search(line)))
 
 
 def server_cpu() -> float:
@@ -343,9 +349,12 @@ def measure_score(folder: Path, log: Path, images: int) -> dict[str, Any]:
     command("ingest", "s3://photos", "--collection", COLLECTION, "--layout", "folders")
     command("demo", "--images", "20", "--cells", "1", "--epochs", "10")
     count, seconds, peak = in_its_own_process(bare_loop, folder)
-    ways = [Scoring("bare loop, local disk, nothing written", seconds, count / seconds, peak, peak, 0.0, {})]
-    print("| way | seconds | images/s | of the bare loop | GB | GB with all it started | server's core s | requests |")
-    print("|---|---|---|---|---|---|---|---|")
+    ways = [Scoring("bare loop, local disk, nothing written", seconds, count / seconds, peak, peak, 0.0, {}, 0.0, 0)]
+    print(
+        "| way | seconds | images/s | of the bare loop | GB | GB with all it started | server's core s | requests "
+        "| an image | beside |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     show(ways[0], ways[0])
     for way, options in WAYS.items():
         ways.append(score(way, log, *options))
@@ -359,7 +368,8 @@ def show(way: Scoring, bare: Scoring) -> None:
     told = ", ".join(f"{count} {method}" for method, count in way.requests.items()) or "–"
     print(
         f"| {way.way} | {way.seconds:.1f} | {way.per_second:.1f} | {way.per_second / bare.per_second:.2f} "
-        f"| {way.peak_gb:.2f} | {way.all_processes_gb:.2f} | {way.server_cpu:.1f} | {told} |",
+        f"| {way.peak_gb:.2f} | {way.all_processes_gb:.2f} | {way.server_cpu:.1f} | {told} "
+        f"| {way.an_image:.2f} | {way.beside} |",
         flush=True,
     )
 
