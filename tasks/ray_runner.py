@@ -3,8 +3,9 @@
 Ray's task runner for Prefect gives every shard a task run, at the price of round trips to its API: with it the same night
 takes about twice as long. With the pool Prefect sees a progress artifact and a log line a shard, and what workers log.
 
-An actor has one shard at a time. When it dies that shard is known, another actor tries it again, and it is set aside when
-it has failed TRIES times. Work is handed over as references: URIs, a Shard, a ModelVersion.
+An actor has two shards at a time, of which one has the model while the images of the other are read. When it dies both are
+known, and another actor tries them again, each alone, so that no shard has to answer for another twice. A shard that has
+failed TRIES times is set aside. Work is handed over as references: URIs, a Shard, a ModelVersion.
 
 RAY_ADDRESS names a cluster that exists, on whose nodes this package, the store and the registry must be reachable.
 Without it one is started on this machine and stopped at the end. It listens on 127.0.0.1 alone: Ray does so where it
@@ -46,6 +47,7 @@ try:
 except ImportError as error:
     raise InputError("the runner 'ray' needs Ray: pip install 'anomalyclip-batch[ray]'") from error
 
+AT_ONCE = 2  # shards of an actor
 TRIES = 3  # of one shard, before it is set aside
 BACKOFF_SECONDS = 5.0  # before the second try, twice as long before each further one
 OBJECT_STORE_BYTES = 80_000_000  # references are small; Ray's own default is a third of the memory
@@ -84,13 +86,13 @@ class ShardScorer:
     """One worker process. It loads the model with its first shard and keeps it."""
 
     def __init__(self, job: dict[str, Any], threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)  # Ray sets the number of its CPUs; the last bits of a score depend on it
-        self.job, self.log = job, LogLines()
+        self.job, self.threads, self.log = job, threads, LogLines()
         logging.getLogger().addHandler(self.log)
 
     def score(self, shard: Shard, delay: float) -> Answer:
+        import torch
+
+        torch.set_num_threads(self.threads)  # of this thread: the last bits of a score depend on it
         result: ScoredShard | ShardFailure | InputError
         transient = True
         time.sleep(delay)
@@ -150,18 +152,20 @@ def score_on_ray(
             gpus = 1 / ceil(workers / available) if available else 0.0
         if gpus > available and "RAY_ADDRESS" not in os.environ:  # another cluster may grow
             raise InputError(f"a worker asks for {gpus:g} GPUs, this machine has {available:g}")
-        return Pool(job, shards, cpus, gpus).run(workers)
+        return Pool(job, shards, workers, cpus, gpus).run()
 
 
 class Pool:
-    """Keeps actors busy, each with one shard, until every shard is scored or set aside."""
+    """Keeps actors busy, until every shard is scored or set aside."""
 
-    def __init__(self, job: dict[str, Any], shards: list[Shard], cpus: float, gpus: float) -> None:
+    def __init__(self, job: dict[str, Any], shards: list[Shard], workers: int, cpus: float, gpus: float) -> None:
         import torch
 
-        self.actor = ray.remote(ShardScorer).options(num_cpus=cpus, num_gpus=gpus, runtime_env=worker_environment())
+        self.actor = ray.remote(ShardScorer).options(
+            num_cpus=cpus, num_gpus=gpus, max_concurrency=AT_ONCE, runtime_env=worker_environment()
+        )
         self.arguments = job, torch.get_num_threads()
-        self.waiting = deque(shards)
+        self.workers, self.waiting = workers, deque(shards)
         self.running: dict[Any, tuple[Any, Shard]] = {}  # by the reference of the answer
         self.tries: dict[Shard, int] = {}
         self.earliest: dict[Shard, float] = {}  # when a shard that has failed may be tried again
@@ -169,9 +173,8 @@ class Pool:
         self.failed: list[ShardFailure] = []
         self.log = get_run_logger()
 
-    def run(self, workers: int) -> tuple[list[ScoredShard], list[ShardFailure]]:
-        for _ in range(workers):
-            self.give_work(self.new_actor())
+    def run(self) -> tuple[list[ScoredShard], list[ShardFailure]]:
+        self.give_work(*(self.new_actor() for _ in range(self.workers)))
         while self.running:
             (reference,), _ = ray.wait(list(self.running))
             self.give_work(self.take(reference))
@@ -180,17 +183,29 @@ class Pool:
     def new_actor(self) -> Any:
         return self.actor.remote(*self.arguments)
 
-    def give_work(self, actor: Any) -> None:
-        """Hand the next shard to an actor; one that is not needed any more frees its place for those that wait."""
-        if self.waiting:
-            shard = self.waiting.popleft()
-            delay = max(0.0, self.earliest.get(shard, 0.0) - time.monotonic())
-            self.running[actor.score.remote(shard, delay)] = actor, shard
-        else:
-            ray.kill(actor)
+    def give_work(self, *actors: Any) -> None:
+        """Hand out the next shards in turn; an actor that is not needed any more frees its place for those that wait."""
+        for _ in range(AT_ONCE):
+            for actor in actors:
+                if self.waiting and self.may_have(actor, self.waiting[0]):
+                    shard = self.waiting.popleft()
+                    delay = max(0.0, self.earliest.get(shard, 0.0) - time.monotonic())
+                    self.running[actor.score.remote(shard, delay)] = actor, shard
+        for actor in actors:
+            if not self.shards_of(actor):
+                ray.kill(actor)
+
+    def shards_of(self, actor: Any) -> list[Shard]:
+        return [shard for owner, shard in self.running.values() if owner is actor]
+
+    def may_have(self, actor: Any, shard: Shard) -> bool:
+        """One that has a shard only reads ahead: not the last ones, which others are soon free for, nor where one failed."""
+        has = self.shards_of(actor)
+        failed = any(self.tries.get(each) for each in (shard, *has))
+        return not has or (len(has) < AT_ONCE and len(self.waiting) >= self.workers and not failed)
 
     def take(self, reference: Any) -> Any:
-        """Note what came of a shard; returns the actor that can have the next one."""
+        """Note what came of a shard, or of all of an actor that died; returns the actor that can have the next one."""
         actor, shard = self.running.pop(reference)
         try:
             answer: Answer = ray.get(reference)
@@ -198,7 +213,9 @@ class Pool:
             if isinstance(error, RayActorError) and error.actor_init_failed:
                 raise RuntimeError(f"Ray's workers cannot start: {error}") from error
             self.log.error("%s", error)
-            self.failed_once(ShardFailure(shard.name, "its worker died"), shard)
+            for lost in (shard, *self.shards_of(actor)):
+                self.failed_once(ShardFailure(lost.name, "its worker died"), lost)
+            self.running = {kept: work for kept, work in self.running.items() if work[0] is not actor}
             ray.kill(actor)  # where Ray has only lost sight of it
             return self.new_actor()
         for level, line in answer.log:
