@@ -1,4 +1,7 @@
-"""Bootstrap intervals of image metrics: how much they would move with other images of the same kind."""
+"""Bootstrap intervals of image metrics: how much they would move with other images of the same kind.
+
+Those of pixel metrics are in models.pixel_intervals.
+"""
 
 from typing import Any
 
@@ -10,11 +13,12 @@ LEVEL = 0.95
 BLOCK = 1 << 22  # images in all resamples that are drawn at a time
 
 Interval = tuple[float, float]
+Draws = dict[str, NDArray[np.float64]]  # a metric (resamples,)
 
 
 def bootstrap_image_metrics(
     labels: Any, scores: Any, resamples: int = RESAMPLES, seed: int | list[int] = 0
-) -> dict[str, NDArray[np.float64]] | None:
+) -> Draws | None:
     """AUROC, AP and F1-max (resamples,) of images drawn with replacement; labels (N,) 0 or 1, scores (N,).
 
     As many normal and as many anomalous images are drawn as there are, so that every resample has both. None where one
@@ -40,8 +44,8 @@ def bootstrap_image_metrics(
 
 
 def interval(values: NDArray[np.float64], level: float = LEVEL) -> Interval:
-    """The percentile interval of bootstrapped values (resamples,)."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    """The percentile interval of bootstrapped values (resamples,), of those that are not NaN; one has to be."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -53,7 +57,7 @@ def _draw(rng: np.random.Generator, members: NDArray[np.bool_], resamples: int) 
     return counts
 
 
-def _metrics(tp: NDArray[np.int64], fp: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+def _metrics(tp: NDArray[np.int64], fp: NDArray[np.int64]) -> Draws:
     """Metrics (R,) from the cumulative counts (R, T) at the distinct scores, highest first."""
     positives, negatives = tp[:, -1], fp[:, -1]
     gained, fp_above = np.diff(tp, axis=1, prepend=0), np.concatenate([np.zeros_like(fp[:, :1]), fp[:, :-1]], axis=1)
