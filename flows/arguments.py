@@ -93,8 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     promote.add_argument("version", metavar="VERSION", help="number of the version, or its models:/ URI")
     promote.add_argument("--reference", metavar="COLLECTION",
                          help="collection that both have evaluated (default: that of the last promotion)")  # fmt: skip
-    promote.add_argument("--metric", choices=("image_auroc", "image_ap", "image_f1_max"), default="image_auroc",
-                         help="what is compared, as the mean over classes (default: image_auroc)")  # fmt: skip
+    promote.add_argument("--metric", choices=tuple(commands.METRIC_HEADS), default="image_auroc",
+                         help="what is compared, as the mean over classes (default: image_auroc); of pixels where the "
+                         "reference has masks, normal images or not")  # fmt: skip
     promote.add_argument("--margin", type=float, default=0.01, help="how much worse is still let pass (default: 0.01)")
     promote.add_argument("--force", action="store_true",
                          help="promote in any case; who overrode the gate is written to the version's tags")  # fmt: skip

@@ -19,6 +19,7 @@ PIXEL_HEADS = {
     "aupro": "AUPRO (official)", "aupro_standard": "AUPRO (standard)",
 }  # fmt: skip
 METRIC_HEADS = IMAGE_HEADS | PIXEL_HEADS
+NARROW = (IMAGE_HEADS, dict([*PIXEL_HEADS.items()][:3]), dict([*PIXEL_HEADS.items()][3:]))  # tables with intervals
 
 
 class Refused(Exception):
@@ -111,9 +112,9 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     rows = s.metrics if len(s.metrics) > 2 else s.metrics[:1]
     return s, "\n".join(
         [
-            metric_tables([with_intervals(row) for row in rows], {"class_name": "class"}),
-            "[…] 95 % bootstrap intervals over the images, pixel metrics have none; AUPRO by the published code (official)",
-            "and with its usual integral up to a false positive rate of 0.3 (standard)",
+            metric_tables([with_intervals(row) for row in rows], {"class_name": "class"}, NARROW),
+            "[…] 95 % bootstrap intervals over the images; AUPRO by the published code (official) and with its usual",
+            "integral up to a false positive rate of 0.3 (standard)",
             *undefined_lines(rows),
             *unscored_lines(s.metrics),
             f"{s.model} on {s.collection}, MLflow run {s.mlflow_run}",
@@ -158,18 +159,17 @@ def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
     names = {"class_name": "class", "run_id": "run"}
     moved: dict[tuple[str, str], dict[str, Any]] = {}
     for d in s.differences:
-        row = moved.setdefault((d.class_name, d.run_id), {"class_name": d.class_name, "run_id": d.run_id})
-        row[d.metric] = str(d)
+        names_of = {"class_name": d.class_name, "run_id": d.run_id}
+        moved.setdefault((d.class_name, d.run_id), names_of | dict.fromkeys(METRIC_HEADS))[d.metric] = str(d)
+    shown = [heads for heads in NARROW if any(row[metric] for row in moved.values() for metric in heads)]
     note = f"differences to run {s.metrics[0].run_id}, with 95 % intervals of a paired bootstrap over the images"
     return s, "\n".join(
         [
             f"{s.collection}, {s.images} images",
             metric_tables([asdict(row) for row in s.metrics], names | {"model": "model"}),
             "",
-            note
-            if moved
-            else "no class has both normal and anomalous images: there are no differences of image metrics",
-            *([as_table(list(moved.values()), names | IMAGE_HEADS)] if moved else []),
+            note if moved else "no class has normal and anomalous images, or masks, in both: there are no differences",
+            "\n\n".join(as_table(list(moved.values()), names | heads) for heads in shown),
         ]
     )
 
@@ -280,10 +280,18 @@ def reproduced_row(row: Any, names: Iterable[str]) -> dict[str, Any]:
     return cells
 
 
-def metric_tables(rows: list[dict[str, Any]], names: dict[str, str]) -> str:
+def metric_tables(
+    rows: list[dict[str, Any]],
+    names: dict[str, str],
+    groups: Sequence[dict[str, str]] = (IMAGE_HEADS, PIXEL_HEADS),
+) -> str:
     """The image metrics and below them the pixel metrics: side by side they are too wide for a terminal."""
-    image = as_table(rows, names | {"images": "images"} | IMAGE_HEADS)
-    return f"{image}\n\n{as_table(rows, names | PIXEL_HEADS)}"
+    first, *others = groups
+    tables = [
+        as_table(rows, names | {"images": "images"} | first),
+        *(as_table(rows, names | heads) for heads in others),
+    ]
+    return "\n\n".join(tables)
 
 
 def as_table(rows: list[dict[str, Any]], heads: dict[str, str]) -> str:

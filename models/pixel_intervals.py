@@ -7,8 +7,8 @@ come one by one, as to models.ranking.PixelRanking, and memory is constant: some
 The bins are fixed before, by the range of all maps and a sample of their values. Their edges are the 200 thresholds of the
 official AUPRO, and quantiles, the more of them the higher: so the official AUPRO of a resample has the thresholds of the
 whole set, not those of its own range, and is exact for them. The other metrics take the pixels of a bin as equally mixed:
-on maps of 518 x 518 AUROC and the standard AUPRO are within 1e-5 of their values, AP and F1-max within 1e-3, F1-max below
-its value rather than above, because the highest point of a ragged curve is lost.
+on maps of 518 x 518 AUROC and the standard AUPRO are within about 1e-5 of their values, AP and F1-max within 1e-3; F1-max
+is below its value rather than above, because the highest point of a ragged curve is lost.
 """
 
 from collections.abc import Iterable

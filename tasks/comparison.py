@@ -1,12 +1,15 @@
 """Evaluation runs beside each other, and how sure their differences are.
 
 Two runs can be compared where they evaluated the same labelled images: the resamples of the bootstrap are then paired,
-and what makes an image hard for both drops out of the difference.
+and what makes an image hard for both drops out of the difference. Image metrics are drawn again from the scores that a
+run has logged. Pixel metrics are those that `evaluate` has drawn and logged, so no map is read again; they are paired
+class by class, where both runs had the same images with a truth.
 """
 
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlflow
 import numpy as np
@@ -19,18 +22,20 @@ from prefect.cache_policies import NO_CACHE
 from models.intervals import bootstrap_image_metrics, interval
 from models.metrics import image_metrics
 from tasks.errors import InputError
-from tasks.evaluation import METRICS, metric_name
+from tasks.evaluation import METRICS, PIXEL_DRAWS, PIXEL_METRICS, metric_name
 from tasks.registry import EXPERIMENT, tracking_name, use_tracking
 from tasks.store import Store
 
-IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 FINISHED = "tags.step = 'evaluate' and attributes.status = 'FINISHED'"
 MEAN = "mean"  # over classes, as the last row of an evaluation is called
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation run; rows: image_id, class_name, label and score of its images, in the order of their ids."""
+    """An evaluation run; rows: image_id, class_name, label and score of its images, in the order of their ids.
+
+    pixel_draws: as tasks.evaluation.save_pixel_draws has written them; None for a run without them.
+    """
 
     run_id: str
     model: str
@@ -38,6 +43,7 @@ class Evaluation:
     aupro_definition: str
     metrics: Mapping[str, float]
     rows: pd.DataFrame
+    pixel_draws: pd.DataFrame | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class ComparedMetrics:
 
 @dataclass(frozen=True)
 class Difference:
-    """An image metric of a run minus that of the first run, and the paired bootstrap interval of it, 95 %."""
+    """A metric of a run minus that of the first run, and the paired bootstrap interval of it, 95 %."""
 
     class_name: str
     run_id: str
@@ -119,30 +125,53 @@ def compared_metrics(evaluations: list[Evaluation]) -> list[ComparedMetrics]:
 
 
 def differences(first: Evaluation, other: Evaluation) -> list[Difference]:
-    """Of each image metric, by class and last of the mean over classes; classes of one label alone have none."""
+    """Of each metric that both runs have, by class and last of the mean over these classes.
+
+    Classes of one label alone have no image metrics, those without masks no pixel metrics.
+    """
+    before, after = draws_by_class(first), draws_by_class(other)
+    moved = [(key, after[key] - before[key]) for key in before if key in after]
+    if len({key.class_name for key, _ in moved}) > 1:
+        for metric in METRICS:
+            of_classes = [draws for key, draws in moved if key.metric == metric]
+            moved += [(Drawn(MEAN, metric, ""), np.mean(of_classes, axis=0))] if of_classes else []
     return [
-        Difference(name, other.run_id, metric, float(moved[0]), *interval(moved[1:]))
-        for (name, before), (_, after) in zip(image_draws(first.rows), image_draws(other.rows), strict=True)
-        for metric in IMAGE_METRICS
-        for moved in [after[metric] - before[metric]]
+        Difference(key.class_name, other.run_id, key.metric, float(draws[0]), *interval(draws[1:]))
+        for key, draws in moved
     ]
 
 
-def image_draws(rows: pd.DataFrame) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """Image metrics (1 + resamples,) by class, the mean last: first what was measured, then what the bootstrap drew.
+class Drawn(NamedTuple):
+    """What was drawn; two of them are paired where they are equal. images: a digest, empty for all images of the class."""
 
-    The draws depend on the rows' labels and order alone, so that those of two models are paired; those of two classes
+    class_name: str
+    metric: str
+    images: str
+
+
+def draws_by_class(evaluation: Evaluation) -> dict[Drawn, np.ndarray]:
+    """Metrics (1 + resamples,), class by class: first what was measured, then what the bootstrap drew.
+
+    The draws depend on the images' labels and order alone, so that those of two models are paired; those of two classes
     are independent.
     """
-    draws = []
-    for number, (name, members) in enumerate(rows.groupby("class_name", sort=True)):
+    draws = dict[Drawn, np.ndarray]()
+    for number, (name, members) in enumerate(evaluation.rows.groupby("class_name", sort=True)):
         labels, scores = members["label"].to_numpy(int), members["score"].to_numpy(float)
         measured, resampled = image_metrics(labels, scores), bootstrap_image_metrics(labels, scores, seed=[0, number])
-        if resampled:
-            draws.append((str(name), {f"image_{m}": np.array([measured[m], *resampled[m]]) for m in resampled}))
-    if len(draws) > 1:
-        draws.append((MEAN, {m: np.mean([draw[m] for _, draw in draws], axis=0) for m in IMAGE_METRICS}))
+        for metric, drawn in (resampled or {}).items():
+            draws[Drawn(str(name), f"image_{metric}", "")] = np.array([measured[metric], *drawn])
+        draws |= pixel_draws(evaluation, str(name))
     return draws
+
+
+def pixel_draws(evaluation: Evaluation, class_name: str) -> dict[Drawn, np.ndarray]:
+    found = evaluation.pixel_draws
+    if found is None:
+        return {}
+    found = found[found["class_name"] == class_name]
+    metrics = [metric for metric in PIXEL_METRICS if metric in found and found[metric].notna().any()]
+    return {Drawn(class_name, metric, found["images"].iloc[0]): found[metric].to_numpy() for metric in metrics}
 
 
 def check_same_images(first: Evaluation, other: Evaluation) -> None:
@@ -190,12 +219,16 @@ def search(client: MlflowClient, condition: str) -> list[Run]:
 
 def read_evaluation(run: Run) -> Evaluation:
     params = run.data.params
-    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
-        path = mlflow.artifacts.download_artifacts(
-            run_id=run.info.run_id, artifact_path="scores.parquet", dst_path=folder
-        )
-        rows = pd.read_parquet(path, columns=["image_id", "class_name", "label", "score"]).astype({"label": int})
+    rows = read_artifact(run, "scores.parquet")[["image_id", "class_name", "label", "score"]].astype({"label": int})
+    kept = {item.path for item in mlflow.artifacts.list_artifacts(run_id=run.info.run_id)}
     return Evaluation(
         run.info.run_id, params["model"], params["collection"], params["aupro_definition"], run.data.metrics,
-        rows.sort_values("image_id", ignore_index=True),
+        rows.sort_values("image_id", ignore_index=True), read_artifact(run, PIXEL_DRAWS) if PIXEL_DRAWS in kept else None,
     )  # fmt: skip
+
+
+def read_artifact(run: Run, name: str) -> pd.DataFrame:
+    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
+        return pd.read_parquet(
+            mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=folder)
+        )

@@ -1,11 +1,13 @@
 """Metrics of a scored, labelled collection: from the tables in the store to an MLflow run.
 
 The patch grids are read from the store once. Maps are made of them one by one, at the size of the protocol, and ranked
-on disk (models.ranking): memory does not depend on how many images a class has, and nothing is rounded.
+on disk (models.ranking): memory does not depend on how many images a class has, and nothing is rounded. They are made twice,
+for the bootstrap (models.pixel_intervals) has to know their range before.
 """
 
+import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,9 +24,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models.detector import DetectorConfig, read_bundle_config
-from models.intervals import RESAMPLES, Interval, bootstrap_image_metrics, interval
+from models.intervals import RESAMPLES, Draws, Interval, bootstrap_image_metrics, interval
 from models.maps import upsample
 from models.metrics import image_metrics
+from models.pixel_intervals import PixelBootstrap, bins_of
 from models.preprocess import preprocess_mask
 from models.ranking import Curve, PixelRanking, PixelResult, one_class_reason
 from tasks.errors import InputError
@@ -43,13 +46,13 @@ IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_standard")
 METRICS = IMAGE_METRICS + PIXEL_METRICS
 AUPRO_DEFINITION: Literal["official"] = "official"  # of `aupro`: as the published code has it; see models.metrics.aupro
+RANKED = dict(zip(PIXEL_METRICS, ("auroc", "ap", "f1_max", AUPRO_DEFINITION, "standard"), strict=True))  # in models
+PIXEL_DRAWS = "pixel_resamples.parquet"  # artifact of a run
 SEED = 0  # of the bootstrap
 FACTS = ["image_id", "uri", "etag", "class_name", "split", "defect_type", "label", "mask_uri"]  # of the manifest
 MASKS_AT_ONCE, READERS = 32, 8
 WORST = 8  # images shown of each kind of error
 PICTURE = 448  # pixels, the longer side
-
-Draws = dict[str, np.ndarray]  # an image metric (resamples,)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class ClassMetrics:
     """Metrics of one class in [0, 1], None where undefined; aupro and aupro_standard are the two definitions.
 
     images: those with a score; unscored: labelled ones that could not be read, and take no part;
-    intervals: of each image metric that is defined, 95 % by bootstrap over the images (pixel metrics have none);
+    intervals: of each metric that is defined, 95 % by bootstrap over the images (see models.pixel_intervals);
     undefined: why a metric is None.
     """
 
@@ -79,11 +82,11 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class EvaluatedClass:
-    """A class with what only its figures and the mean need: the PRO curve and the bootstrapped image metrics."""
+    """A class with what only its figures and the mean need: the PRO curve and the bootstrapped metrics, where defined."""
 
     metrics: ClassMetrics
     curve: Curve | None
-    draws: Draws | None
+    draws: Draws
 
 
 class Grids(Protocol):
@@ -106,10 +109,10 @@ def evaluate_class(
     undefined, bootstrapped = dict[str, str](), bootstrap_image_metrics(labels, scores, seed=seed)
     if bootstrapped is None:
         undefined = dict.fromkeys(IMAGE_METRICS, one_class_reason(anomalous, len(labels) - anomalous, "image"))
-    draws = bootstrapped and {f"image_{metric}": drawn for metric, drawn in bootstrapped.items()}
-    ranked = rank_maps(rows, grids, config)
-    values |= {f"pixel_{metric}": value for metric, value in ranked.pixel.items()}
-    values |= {"aupro": ranked.aupro[AUPRO_DEFINITION], "aupro_standard": ranked.aupro["standard"]}
+    draws = {f"image_{metric}": drawn for metric, drawn in (bootstrapped or {}).items()}
+    ranked, resampled = rank_maps(rows, grids, config, seed)
+    values |= {metric: (ranked.pixel | ranked.aupro)[name] for metric, name in RANKED.items()}
+    draws |= {metric: resampled[name] for metric, name in RANKED.items() if values[metric] is not None}
     for reason in ranked.undefined.values():  # of all of them or of one definition
         undefined |= {metric: reason for metric in PIXEL_METRICS if values[metric] is None}
     found = ClassMetrics(
@@ -128,16 +131,19 @@ def mean_over_classes(classes: list[EvaluatedClass]) -> ClassMetrics:
         values = [value for row in rows if (value := getattr(row, metric)) is not None]
         means[metric] = float(np.mean(values)) if values else None
     undefined = {metric: "undefined in every class" for metric, value in means.items() if value is None}
-    drawn = [each.draws for each in classes if each.draws]
-    draws = {metric: np.mean([draw[metric] for draw in drawn], axis=0) for metric in IMAGE_METRICS if drawn}
+    draws = {
+        metric: np.mean([each.draws[metric] for each in classes if metric in each.draws], axis=0)
+        for metric in METRICS
+        if means[metric] is not None
+    }
     return ClassMetrics(
         "mean", sum(row.images for row in rows), sum(row.anomalous for row in rows), **means,
         intervals=intervals_of(draws), undefined=undefined, unscored=sum(row.unscored for row in rows),
     )  # fmt: skip
 
 
-def intervals_of(draws: Draws | None) -> dict[str, Interval]:
-    return {metric: interval(drawn) for metric, drawn in (draws or {}).items()}
+def intervals_of(draws: Draws) -> dict[str, Interval]:
+    return {metric: interval(drawn) for metric, drawn in draws.items() if np.isfinite(drawn).any()}
 
 
 def labels_and_scores(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -148,22 +154,34 @@ def with_score(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["score"].notna()]
 
 
-def rank_maps(rows: pd.DataFrame, grids: Grids, config: DetectorConfig) -> PixelResult:
-    """All pixels of a class's images whose truth is known; one map and a few masks are in memory at a time."""
+def rank_maps(rows: pd.DataFrame, grids: Grids, config: DetectorConfig, seed: list[int]) -> tuple[PixelResult, Draws]:
+    """All pixels of a class's images whose truth is known, and what the bootstrap drew of these images.
+
+    One map and a few masks are in memory at a time.
+    """
     known = with_truth(rows)
     if known.empty:
         reason = "no masks" if (rows["label"] == 1).any() else "no anomalous image"
-        return PixelResult(
+        undefined = PixelResult(
             dict.fromkeys(("auroc", "ap", "f1_max")), dict.fromkeys(("official", "standard")), None, {"pixel": reason}
         )
-    truth = partial(ground_truth, size=config.image_size)
+        return undefined, {}
+    truth, labels = partial(ground_truth, size=config.image_size), known["label"]
+    bootstrap = PixelBootstrap(labels, bins_of(labels, maps_of(known["image_id"], grids, config)), seed=seed)
     with PixelRanking() as ranking, ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(known), MASKS_AT_ONCE):
             some = known.iloc[start : start + MASKS_AT_ONCE]
-            for image, mask in zip(some["image_id"], readers.map(truth, some["mask_uri"]), strict=True):
-                anomaly_map = upsample(torch.tensor(grids[image]), config.image_size, config.sigma)
-                ranking.add(mask, anomaly_map.numpy())
-        return ranking.result()
+            masks = readers.map(truth, some["mask_uri"])
+            for mask, anomaly_map in zip(masks, maps_of(some["image_id"], grids, config), strict=True):
+                ranking.add(mask, anomaly_map)
+                bootstrap.add(mask, anomaly_map)
+        return ranking.result(), bootstrap.draws()
+
+
+def maps_of(images: Iterable[str], grids: Grids, config: DetectorConfig) -> Iterator[np.ndarray]:
+    """(S, S) float32, one by one."""
+    for image in images:
+        yield upsample(torch.tensor(grids[image]), config.image_size, config.sigma).numpy()
 
 
 def with_truth(rows: pd.DataFrame) -> pd.DataFrame:
@@ -211,6 +229,7 @@ def log_evaluation(
             classes.append(found)
         table = [*(each.metrics for each in classes), mean_over_classes(classes)]
         save_scores(rows, Path(name) / "scores.parquet")
+        save_pixel_draws(classes, with_truth(rows), Path(name) / PIXEL_DRAWS)
         curves.save(Path(name) / "curves.png")
         save_histogram(rows, Path(name) / "histogram.png")
         save_pictures(worst, grids, config, Path(name) / "worst")
@@ -293,12 +312,13 @@ def flat(row: ClassMetrics) -> dict[str, Any]:
 
 
 def column(name: str) -> str:
-    return f"aupro_{AUPRO_DEFINITION}" if name == "aupro" else name
+    metric = name.removesuffix("_low").removesuffix("_high")
+    return name.replace("aupro", f"aupro_{AUPRO_DEFINITION}") if metric == "aupro" else name
 
 
 def bounds(row: ClassMetrics) -> dict[str, float | None]:
     """The intervals as metrics of their own: `image_auroc_low`, `image_auroc_high`, …"""
-    ends = {metric: row.intervals.get(metric, (None, None)) for metric in IMAGE_METRICS}
+    ends = {metric: row.intervals.get(metric, (None, None)) for metric in METRICS}
     return {f"{metric}_{end}": ends[metric][i] for metric in ends for i, end in enumerate(("low", "high"))}
 
 
@@ -320,6 +340,27 @@ def log_dataset(store: Store, manifest: Manifest) -> None:
 def save_scores(rows: pd.DataFrame, path: Path) -> None:
     columns = ["image_id", "uri", "class_name", "label", "score"]
     path.write_bytes(to_parquet(pa.Table.from_pandas(rows[columns], preserve_index=False)))
+
+
+def save_pixel_draws(classes: list[EvaluatedClass], known: pd.DataFrame, path: Path) -> None:
+    """Pixel metrics by class: a row with what was measured, then a row a resample; null where undefined.
+
+    `images` is a digest of what the draws depend on: where that of two runs is the same, their resamples are paired.
+    known: the images with a truth, in their order. Nothing is written where no class has pixel metrics.
+    """
+    frames, images = [], {str(name): members for name, members in known.groupby("class_name")}
+    for number, each in enumerate(classes):
+        name, measured = each.metrics.class_name, asdict(each.metrics)
+        drawn = {m: [measured[m], *each.draws[m]] for m in PIXEL_METRICS if m in each.draws}
+        if drawn:
+            frames.append(pd.DataFrame({"class_name": name, "images": drawn_digest(images[name], number), **drawn}))
+    if frames:
+        path.write_bytes(to_parquet(pa.Table.from_pandas(pd.concat(frames), preserve_index=False)))
+
+
+def drawn_digest(images: pd.DataFrame, number: int) -> str:
+    drawn = f"{SEED} {number} {RESAMPLES}\n{images.to_csv(columns=['image_id', 'label'], index=False)}"
+    return hashlib.sha256(drawn.encode()).hexdigest()[:16]
 
 
 def save_pictures(worst: Mapping[str, pd.DataFrame], grids: Grids, config: DetectorConfig, folder: Path) -> None:

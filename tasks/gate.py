@@ -1,8 +1,9 @@
 """The gate before promotion: a version must be shown to be no worse than the champion, on one reference collection.
 
-Champion and candidate are compared on the newest state of the reference that both have evaluated. The metric is the mean
-over its classes, the difference is the candidate's minus the champion's, and its 95 % interval is that of a bootstrap
-that draws the same images for both. The gate passes where the lower end of the interval is not below -margin.
+Champion and candidate are compared on the newest state of the reference that both have evaluated. The metric, one of images
+or of pixels, is the mean over its classes, the difference is the candidate's minus the champion's, and its 95 % interval is
+that of a bootstrap that draws the same images for both. The gate passes where the lower end of the interval is not below
+-margin.
 
 This is a test of non-inferiority: the candidate bears the burden of proof. One that is truly worse by the margin passes
 in about 2.5 % of cases (more with a few dozen images, for which percentile intervals are too narrow), and one that is as
@@ -19,6 +20,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.comparison import Difference, check_same_images, differences, evaluations_of, read_evaluation
 from tasks.errors import InputError
+from tasks.evaluation import IMAGE_METRICS
 from tasks.manifest import check_name
 from tasks.registry import MODEL_NAME, ModelVersion, champion_version, resolve_model, use_tracking
 from tasks.store import Store
@@ -85,13 +87,19 @@ def judge(
     check_same_images(first, other)
     found = [difference for difference in differences(first, other) if difference.metric == metric]
     if not found:
-        raise InputError(f"no class of {reference!r} has both normal and anomalous images: there is nothing to compare")
+        raise InputError(f"there is nothing to compare: {nothing_compared(metric, reference)}")
     passed = found[-1].low >= -margin
     reason = f"{metric} on {reference}: {found[-1]} against the champion, version {champion.version}; "
     reason += verdict(found[-1], margin)
     return Gate(
         passed, reason, champion.version, reference, metric, margin, other.run_id, first.run_id, found[-1]
     )  # fmt: skip
+
+
+def nothing_compared(metric: str, reference: str) -> str:
+    if metric in IMAGE_METRICS:
+        return f"no class of {reference!r} has both normal and anomalous images"
+    return f"no class of {reference!r} has {metric} in both evaluations, of the same images with masks; evaluate both again"
 
 
 def verdict(found: Difference, margin: float) -> str:

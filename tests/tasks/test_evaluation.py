@@ -13,12 +13,14 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from models import ranking
+from models import pixel_intervals, ranking
 from models.detector import DetectorConfig
 from models.intervals import bootstrap_image_metrics, interval
 from models.maps import upsample
 from models.metrics import aupro, image_metrics, pixel_metrics
+from models.pixel_intervals import bootstrap_pixel_metrics
 from models.preprocess import preprocess_mask
+from tasks.comparison import compare_runs
 from tasks.errors import InputError
 from tasks.evaluation import (
     IMAGE_METRICS,
@@ -73,21 +75,27 @@ def test_metrics_are_those_of_all_stored_scores_and_maps_together(scored: Regist
     rows = scored_rows(scored, collection)
     rows = rows[rows["class_name"] == "nut"]
     image = image_metrics(rows["label"].to_numpy(int), rows["score"].to_numpy())
-    maps = maps_of(scored, collection, rows["image_id"].tolist())
-    truth = [
-        np.zeros((96, 96), bool) if uri is None or uri != uri else preprocess_mask(Image.open(uri[7:]), 96)
-        for uri in rows["mask_uri"]
-    ]
-    pixel = pixel_metrics(np.stack(truth), maps)
+    maps, truth = maps_of(scored, collection, rows["image_id"].tolist()), truth_of(rows)
+    pixel = pixel_metrics(truth, maps)
     assert (nut.images, nut.anomalous) == (10, 4)
     assert (nut.image_auroc, nut.image_ap, nut.image_f1_max) == pytest.approx(tuple(image.values()))
     assert (nut.pixel_auroc, nut.pixel_ap, nut.pixel_f1_max) == pytest.approx(tuple(pixel.values()), rel=1e-12)
-    assert nut.aupro == pytest.approx(aupro(np.stack(truth), maps, "official"), rel=1e-12)
-    assert nut.aupro_standard == pytest.approx(aupro(np.stack(truth), maps, "standard"), rel=1e-12)
+    assert nut.aupro == pytest.approx(aupro(truth, maps, "official"), rel=1e-12)
+    assert nut.aupro_standard == pytest.approx(aupro(truth, maps, "standard"), rel=1e-12)
     assert nut.undefined == {}
     assert [getattr(bolt, metric) for metric in METRICS] == [None] * len(METRICS)
     assert bolt.undefined == dict.fromkeys(METRICS, "no anomalous image")
     assert [getattr(mean, metric) for metric in METRICS] == [getattr(nut, metric) for metric in METRICS]
+
+
+def truth_of(rows: pd.DataFrame) -> np.ndarray:
+    """(N, 96, 96)"""
+    return np.stack(
+        [
+            np.zeros((96, 96), bool) if pd.isna(uri) else preprocess_mask(Image.open(uri[7:]), 96)
+            for uri in rows["mask_uri"]
+        ]
+    )
 
 
 def scored_rows(registered: Registered, collection: str) -> pd.DataFrame:
@@ -101,9 +109,44 @@ def test_intervals_are_those_of_the_seeded_bootstrap(scored: Registered, tmp_pat
     (bolt, nut, mean), _ = evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)
     rows = scored_rows(scored, tmp_path.name)
     rows = rows[rows["class_name"] == "nut"]
-    drawn = bootstrap_image_metrics(rows["label"].to_numpy(int), rows["score"].to_numpy(), seed=[0, 1])
-    assert nut.intervals == {f"image_{metric}": interval(values) for metric, values in drawn.items()}
+    labels = rows["label"].to_numpy(int)
+    drawn = bootstrap_image_metrics(labels, rows["score"].to_numpy(), seed=[0, 1])
+    expected = {f"image_{metric}": interval(values) for metric, values in drawn.items()}
+    maps = maps_of(scored, tmp_path.name, rows["image_id"].tolist())
+    drawn = bootstrap_pixel_metrics(labels, truth_of(rows), maps, seed=[0, 1])
+    names = {"auroc": "pixel_auroc", "ap": "pixel_ap", "f1_max": "pixel_f1_max", "official": "aupro",
+             "standard": "aupro_standard"}  # fmt: skip
+    expected |= {names[metric]: interval(values) for metric, values in drawn.items()}
+    assert set(nut.intervals) == set(METRICS)
+    assert {metric: pytest.approx(ends) for metric, ends in expected.items()} == nut.intervals
     assert (bolt.intervals, mean.intervals) == ({}, nut.intervals)
+
+
+def test_a_set_without_normal_images_has_pixel_metrics_with_intervals(registered: Registered, tmp_path: Path) -> None:
+    """As segmentation sets are: all images have a mask, and image metrics are undefined."""
+    store, name = segmented(registered, tmp_path)
+    (found, mean), run_id = evaluate_collection.fn(store.uri, name, registered.model)
+    assert (set(found.undefined), set(found.intervals)) == (set(IMAGE_METRICS), set(PIXEL_METRICS))
+    for metric, (low, high) in found.intervals.items():
+        assert low < high, metric
+    assert mean.intervals == found.intervals
+    metrics = MlflowClient().get_run(run_id).data.metrics
+    assert (metrics["aupro_low/part"], metrics["aupro_high"]) == found.intervals["aupro"]
+    assert not any(metric.startswith("image_") for metric in metrics)
+    compared = compare_runs.fn(store.uri, [run_id, run_id])
+    assert [(d.metric, d.value, d.low, d.high) for d in compared.differences] == [(m, 0, 0, 0) for m in PIXEL_METRICS]
+
+
+def segmented(registered: Registered, tmp_path: Path) -> tuple[Store, str]:
+    """A scored collection of six anomalous images with masks, and its name."""
+    write_photos(tmp_path / "source", range(6))
+    for number in range(6):
+        mask_file(tmp_path / f"source/mask-{number}.png", (60, 40), (5 * number, 4, 5 * number + 20, 25))
+    lines = [f"{number:03d}.png,1,mask-{number}.png,part" for number in range(6)]
+    (tmp_path / "source/labels.csv").write_text("\n".join(["image,label,mask,class", *lines]))
+    ingest_source.fn(registered.store.uri, "segmented", str(tmp_path / "source"), "labels", False)
+    score(registered.store, registered, "segmented")
+    return registered.store, "segmented"
 
 
 def synthetic_class(name: str, seed: int, labels: list[int], masks: list[str | None]) -> tuple[pd.DataFrame, dict]:
@@ -116,8 +159,8 @@ def synthetic_class(name: str, seed: int, labels: list[int], masks: list[str | N
     return rows, {image: rng.random((4, 4), np.float32) for image in images}
 
 
-def mask_file(path: Path, size: int, box: tuple[int, int, int, int]) -> str:
-    mask = Image.new("L", (size, size))
+def mask_file(path: Path, size: tuple[int, int], box: tuple[int, int, int, int]) -> str:
+    mask = Image.new("L", size)
     mask.paste(255, box)
     mask.save(path)
     return path.as_uri()
@@ -150,7 +193,7 @@ def test_undefined_metrics_have_a_reason(
     labels: list[int], mask: tuple[int, int, int, int] | None, image_reason: str | None, pixel_reason: str | None,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    uri = mask_file(tmp_path / "mask.png", 640, mask) if mask else None
+    uri = mask_file(tmp_path / "mask.png", (640, 640), mask) if mask else None
     rows, grids = synthetic_class("part", 0, labels, [uri if label else None for label in labels])
     found = evaluate_class("part", rows, grids, CONFIG, [0, 0]).metrics
     reasons = dict.fromkeys(IMAGE_METRICS, image_reason) | dict.fromkeys(PIXEL_METRICS, pixel_reason)
@@ -159,7 +202,7 @@ def test_undefined_metrics_have_a_reason(
 
 
 def test_only_the_official_aupro_of_constant_maps_is_undefined(tmp_path: Path) -> None:
-    rows, grids = synthetic_class("part", 0, [0, 1], [None, mask_file(tmp_path / "mask.png", 32, (4, 4, 12, 12))])
+    rows, grids = synthetic_class("part", 0, [0, 1], [None, mask_file(tmp_path / "mask.png", (32, 32), (4, 4, 12, 12))])
     constant = {image: np.full((4, 4), 0.25, np.float32) for image in grids}
     found = evaluate_class("part", rows, constant, CONFIG, [0, 0]).metrics
     assert found.undefined == {"aupro": "fewer than two FPRs below 0.3"}
@@ -176,12 +219,13 @@ def test_a_metric_without_a_value_in_any_class_has_no_mean() -> None:
 def test_memory_does_not_grow_with_the_number_of_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ranking, "RUN", 1 << 12)
     monkeypatch.setattr(ranking, "FEW", 0)  # one way of counting for both
-    uri = mask_file(tmp_path / "mask.png", 32, (4, 4, 20, 20))
+    monkeypatch.setattr(pixel_intervals, "SAMPLED_IMAGES", 8)
+    uri = mask_file(tmp_path / "mask.png", (32, 32), (4, 4, 20, 20))
 
     def peak(images: int) -> int:
         rows, grids = synthetic_class("part", 0, [0, 1] * (images // 2), [None, uri] * (images // 2))
         tracemalloc.start()
-        rank_maps(rows, grids, CONFIG)
+        rank_maps(rows, grids, CONFIG, [0, 0])
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -216,7 +260,7 @@ def test_the_run_holds_tables_figures_and_the_worst_images(scored: Registered, t
     table, run_id = evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run_id, dst_path=str(tmp_path / "artifacts")))
     assert {path.name for path in folder.iterdir()} == {
-        "curves.png", "histogram.png", "metrics.json", "scores.parquet", "worst"
+        "curves.png", "histogram.png", "metrics.json", "pixel_resamples.parquet", "scores.parquet", "worst"
     }  # fmt: skip
     logged = json.loads((folder / "metrics.json").read_text())
     values = dict(zip(logged["columns"], zip(*logged["data"], strict=True), strict=True))
@@ -225,6 +269,11 @@ def test_the_run_holds_tables_figures_and_the_worst_images(scored: Registered, t
     assert "aupro" not in values
     assert values["aupro_standard"] == pytest.approx([None, table[1].aupro_standard, table[2].aupro_standard])
     assert values["image_auroc_low"] == pytest.approx([None] + 2 * [table[1].intervals["image_auroc"][0]])
+    assert values["aupro_official_high"] == pytest.approx([None] + 2 * [table[1].intervals["aupro"][1]])
+    draws = pd.read_parquet(folder / "pixel_resamples.parquet")
+    assert set(draws["class_name"]) == {"nut"}
+    assert draws["aupro"].iloc[0] == table[1].aupro
+    assert interval(draws["aupro"][1:].to_numpy()) == table[1].intervals["aupro"]
     assert "aupro_official: no anomalous image" in values["undefined"][0]
     rows = scored_rows(scored, tmp_path.name).sort_values("score", kind="stable")
     for kind, expected in (
