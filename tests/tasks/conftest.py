@@ -19,7 +19,9 @@ from PIL import Image
 
 from models import Detector
 from models.backbone import load_backbone
+from models.detector import DetectorConfig
 from models.prompts import PromptLearner
+from tasks.evaluation import EvaluatedClass, evaluate_class, save_pixel_draws, with_truth
 from tasks.registry import ModelVersion, register_bundle, tracked_run, use_tracking
 from tasks.store import Store
 
@@ -130,9 +132,13 @@ class Versions(NamedTuple):
     models: list[ModelVersion]
 
     def evaluated(
-        self, model: ModelVersion, rows: pd.DataFrame, collection: str = "reference", state: str = "a"
-    ) -> str:
-        """An evaluation run with what promotion and comparison read of one; rows: image_id, class_name, label, score."""
+        self, model: ModelVersion, rows: pd.DataFrame, collection: str = "reference", state: str = "a",
+        grids: dict[str, np.ndarray] | None = None,
+    ) -> str:  # fmt: skip
+        """An evaluation run with what promotion and comparison read of one; rows: image_id, class_name, label, score.
+
+        grids: by image, of rows with a mask_uri; without them it is a run of before pixel metrics had intervals.
+        """
         params = {
             "collection": collection, "model": model.uri, "bundle_digest": model.digest, "manifest_digest": state,
             "aupro_definition": "official",
@@ -141,6 +147,9 @@ class Versions(NamedTuple):
             mlflow.set_tag("step", "evaluate")
             with TemporaryDirectory() as folder:
                 rows.to_parquet(Path(folder) / "scores.parquet")
+                if grids:
+                    classes = evaluated_classes(rows, grids)
+                    save_pixel_draws(classes, with_truth(rows), Path(folder) / "pixel_resamples.parquet")
                 mlflow.log_artifacts(folder)
         return run_id
 
@@ -175,3 +184,26 @@ def scored_images(count: int, noise: float, classes: str = "a", seed: int = 0) -
             "score": label + rng.normal(0, 0.5, count) + noise * rng.normal(0, 1, count),
         }
     )
+
+
+def segmented_images(
+    count: int, noise: float, folder: Path, classes: str = "a"
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """As scored_images, all of them anomalous and with a mask, and their grids: found in them the better the less noise."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4, 2:6] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    rng, rows = np.random.default_rng(1), scored_images(count, noise, classes).assign(label=np.int8(1))
+    grids = {
+        image: ((mask > 0) + rng.normal(0, 0.5, (8, 8)) + noise * rng.normal(0, 1, (8, 8))).astype(np.float32)
+        for image in rows["image_id"]
+    }
+    return rows.assign(mask_uri=(folder / "mask.png").as_uri()), grids
+
+
+def evaluated_classes(rows: pd.DataFrame, grids: dict[str, np.ndarray]) -> list[EvaluatedClass]:
+    config = DetectorConfig("embedded", "0" * 64, image_size=16, sigma=0.5)
+    return [
+        evaluate_class(str(name), members, grids, config, [0, number])
+        for number, (name, members) in enumerate(rows.groupby("class_name", sort=True))
+    ]

@@ -1,5 +1,7 @@
 """Runs are compared on the same images only; differences are those of the metrics, their intervals are paired."""
 
+from pathlib import Path
+
 import mlflow
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from models.intervals import bootstrap_image_metrics, interval
 from models.metrics import image_metrics
 from tasks.comparison import compare_runs
 from tasks.errors import InputError
+from tasks.evaluation import IMAGE_METRICS, METRICS, PIXEL_METRICS, mean_over_classes
 from tasks.registry import tracked_run
-from tests.tasks.conftest import Versions, scored_images
+from tests.tasks.conftest import Versions, evaluated_classes, scored_images, segmented_images
 
 
 def test_differences_are_those_of_the_metrics_and_their_mean_over_classes(versions: Versions) -> None:
@@ -59,6 +62,42 @@ def test_a_class_of_one_label_takes_no_part_in_differences(versions: Versions) -
     assert {d.class_name for d in summary.differences} == {"x"}
     rows["label"] = 0
     assert compare_runs.fn(versions.store.uri, [versions.evaluated(versions.models[0], rows)] * 2).differences == []
+
+
+def test_pixel_metrics_differ_by_what_was_drawn_for_both(versions: Versions, tmp_path: Path) -> None:
+    """In class x alone some images are normal."""
+    runs, classes = [], []
+    for model, noise in zip(versions.models, (0.5, 0.4), strict=False):
+        rows, grids = segmented_images(40, noise, tmp_path, "xy")
+        rows.loc[(rows["class_name"] == "x") & (rows.index % 2 == 0), ["label", "mask_uri"]] = [0, None]
+        runs.append(versions.evaluated(model, rows, grids=grids))
+        classes.append(evaluated_classes(rows, grids))
+    found = {(d.class_name, d.metric): d for d in compare_runs.fn(versions.store.uri, runs).differences}
+    expected = [(name, metric) for name, metrics in (("x", METRICS), ("y", PIXEL_METRICS)) for metric in metrics]
+    assert list(found) == [*expected, *(("mean", metric) for metric in METRICS)]
+    before, after = ({each.metrics.class_name: each for each in evaluated} for evaluated in classes)
+    for name, metric in expected:
+        difference = found[name, metric]
+        value = getattr(after[name].metrics, metric) - getattr(before[name].metrics, metric)
+        assert difference.value == pytest.approx(value)
+        moved = interval(after[name].draws[metric] - before[name].draws[metric])
+        assert (difference.low, difference.high) == pytest.approx(moved)
+    mean = {m: np.subtract(*(getattr(mean_over_classes(c), m) for c in classes[::-1])) for m in METRICS}
+    assert {metric: found["mean", metric].value for metric in METRICS} == pytest.approx(mean)
+
+
+def test_pixel_metrics_of_other_images_are_not_paired(versions: Versions, tmp_path: Path) -> None:
+    """A mask more than before: the images of the first run's resamples are not those of the second's."""
+    rows, grids = segmented_images(40, 0.5, tmp_path, "xy")
+    rows.loc[1::2, "label"], rows.loc[1::2, "mask_uri"] = 0, None
+    fewer = rows.copy()
+    fewer.loc[0, "mask_uri"] = None  # of class x
+    first, other = (versions.evaluated(versions.models[0], part, grids=grids) for part in (fewer, rows))
+    metrics = {name: [] for name in ("x", "y", "mean")}
+    for difference in compare_runs.fn(versions.store.uri, [first, other]).differences:
+        metrics[difference.class_name].append(difference.metric)
+        assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+    assert metrics == {"x": [*IMAGE_METRICS], "y": [*METRICS], "mean": [*METRICS]}
 
 
 @pytest.mark.parametrize("change", ["collection", "images", "labels"])

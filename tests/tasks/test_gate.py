@@ -1,17 +1,22 @@
 """The gate lets pass what is shown to be no worse than the champion by the margin, and nothing else."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tasks.errors import InputError
 from tasks.gate import Gate, pass_gate
 from tasks.registry import CHAMPION, MODEL_NAME
-from tests.tasks.conftest import Versions, scored_images
+from tests.tasks.conftest import Versions, scored_images, segmented_images
 
 
-def gate(versions: Versions, margin: float = 0.01, force: bool = False, reference: str | None = "reference") -> Gate:
+def gate(
+    versions: Versions, margin: float = 0.01, force: bool = False, reference: str | None = "reference",
+    metric: str = "image_auroc",
+) -> Gate:  # fmt: skip
     """Of version 2."""
-    return pass_gate.fn(versions.store.uri, versions.models[1], reference, "image_auroc", margin, force)
+    return pass_gate.fn(versions.store.uri, versions.models[1], reference, metric, margin, force)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,33 @@ def test_a_reference_of_one_label_decides_nothing(versions: Versions) -> None:
         versions.evaluated(model, rows)
     with pytest.raises(InputError, match="has both normal and anomalous images"):
         gate(versions)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "passed", "reason"),
+    [(0.4, True, "it is not worse by more than 0.01"), (1.5, False, "it is worse by more than 0.01")],
+)
+def test_a_reference_without_normal_images_decides_by_a_pixel_metric(
+    versions: Versions, tmp_path: Path, candidate: float, passed: bool, reason: str
+) -> None:
+    for model, noise in zip(versions.models, (0.4, candidate), strict=False):
+        rows, grids = segmented_images(40, noise, tmp_path, "xy")
+        versions.evaluated(model, rows, grids=grids)
+    for metric in ("pixel_auroc", "aupro"):
+        found = gate(versions, metric=metric)
+        assert (found.passed, found.difference.class_name, found.difference.metric) == (passed, "mean", metric)
+        assert found.reason.startswith(f"{metric} on reference: ")
+        assert found.reason.endswith(reason)
+    with pytest.raises(InputError, match="no class of 'reference' has both normal and anomalous images"):
+        gate(versions)
+
+
+def test_a_pixel_metric_decides_nothing_where_a_run_has_none(versions: Versions, tmp_path: Path) -> None:
+    rows, grids = segmented_images(10, 0.5, tmp_path)
+    versions.evaluated(versions.models[0], rows, grids=grids)
+    versions.evaluated(versions.models[1], rows)
+    with pytest.raises(InputError, match=r"has pixel_ap in both evaluations, .*; evaluate both again"):
+        gate(versions, metric="pixel_ap")
 
 
 def test_a_reference_has_to_be_named_once(versions: Versions) -> None:
