@@ -11,6 +11,8 @@ Maps of 518 x 518 from seeded patch grids of 37 x 37, every second image with on
 - arrays: models.metrics.pixel_metrics (AUROC, AP and F1-max) and aupro on the same maps in memory, in full.
 - stream: models.ranking.PixelRanking from the patch grids, map by map: all of these metrics, upsampling and smoothing
   included, with no more than one map in memory.
+- intervals: what their bootstrap (models.pixel_intervals) adds to the stream: the maps once more for the bins, histograms
+  and 1,000 resamples.
 
 Every measurement has a process of its own, on one core. Seconds are CPU seconds. Memory is the peak of the process, and what
 of it came on top of the imports and arguments. Values of both ways are compared where both had the same maps.
@@ -27,7 +29,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.processes import in_its_own_process, peak_memory_gb
+from models.intervals import interval
 from models.metrics import aupro, pixel_metrics
+from models.pixel_intervals import PixelBootstrap, bins_of
 from models.ranking import PixelRanking
 
 SIZE, GRID, SIGMA = 518, 37, 4.0
@@ -129,21 +133,48 @@ def measure_arrays(metric: str, way: str, maps: int, measured: int) -> Measureme
     return finish(metric, way, maps, measured, seconds, before, values)
 
 
-def measure_stream(maps: int) -> Measurement:
-    smoothed(np.zeros((GRID, GRID), np.float32))  # imports torch
-    before, started, preparing = peak_memory_gb(), time.process_time(), 0.0
-    with PixelRanking() as ranking:
-        source = images(maps)
+class Images:
+    """Those of `images`, and the CPU seconds that went into making them up, which are no part of a measurement."""
+
+    def __init__(self, count: int) -> None:
+        smoothed(np.zeros((GRID, GRID), np.float32))  # imports torch
+        self._source, self.seconds = images(count), 0.0
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         while True:
-            making = time.process_time()
-            image = next(source, None)
-            preparing += time.process_time() - making  # making up masks and grids is not part of it
+            started = time.process_time()
+            image = next(self._source, None)
+            self.seconds += time.process_time() - started
             if image is None:
-                break
-            ranking.add(image[0], smoothed(image[1]))
+                return
+            yield image
+
+
+def measure_stream(maps: int) -> Measurement:
+    source = Images(maps)
+    before, started = peak_memory_gb(), time.process_time()
+    with PixelRanking() as ranking:
+        for mask, grid in source:
+            ranking.add(mask, smoothed(grid))
         result = ranking.result()
-    seconds = time.process_time() - started - preparing
+    seconds = time.process_time() - started - source.seconds
     return finish("all of them", "stream", maps, maps, seconds, before, result.pixel | result.aupro)
+
+
+def measure_intervals(maps: int) -> Measurement:
+    """The maps of the second pass are those of the stream, and no part of it. values: ends of the intervals."""
+    labels, once, again = np.arange(maps) % 2, Images(maps), Images(maps)
+    before, started, making = peak_memory_gb(), time.process_time(), 0.0
+    bootstrap = PixelBootstrap(labels, bins_of(labels, (smoothed(grid) for _, grid in once)))
+    for mask, grid in again:
+        mapping = time.process_time()
+        anomaly_map = smoothed(grid)
+        making += time.process_time() - mapping
+        bootstrap.add(mask, anomaly_map)
+    draws = bootstrap.draws()
+    seconds = time.process_time() - started - once.seconds - again.seconds - making
+    ends = {f"{m}_{end}": interval(draws[m])[i] for m in draws for i, end in enumerate(("low", "high"))}
+    return finish("all of them", "intervals", maps, maps, seconds, before, ends)
 
 
 def finish(
@@ -157,7 +188,7 @@ def finish(
 
 
 def benchmark(maps: int, share: float) -> list[Measurement]:
-    """The published way, the same on arrays (of its share, to compare, and in full), the stream."""
+    """The published way, the same on arrays (of its share, to compare, and in full), the stream, and its intervals."""
     part = max(2, round(share * maps))
     rows = []
     for metric in ("pixel AUROC", "AUPRO"):
@@ -167,7 +198,7 @@ def benchmark(maps: int, share: float) -> list[Measurement]:
             if abs(same_maps.values[name] - value) > 1e-9:
                 raise AssertionError(f"{metric}: {same_maps.values[name]} is not the published {value}")
         rows += [published, in_its_own_process(measure_arrays, metric, "arrays", maps, maps)]
-    return [*rows, in_its_own_process(measure_stream, maps)]
+    return [*rows, in_its_own_process(measure_stream, maps), in_its_own_process(measure_intervals, maps)]
 
 
 def table(rows: list[Measurement]) -> str:

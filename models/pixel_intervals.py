@@ -11,6 +11,7 @@ on maps of 518 x 518 AUROC and the standard AUPRO are within about 1e-5 of their
 is below its value rather than above, because the highest point of a ragged curve is lost.
 """
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -55,16 +56,17 @@ class ValueBins:
 
 def bins_of(labels: Any, maps: Iterable[NDArray[np.float32]]) -> ValueBins:
     """Bins for maps (H, W) of images with these labels (N,), from one pass over the maps; ValueError for NaN, infinity."""
-    low, high, sample = np.float32(np.inf), np.float32(-np.inf), [np.empty(0, np.float32)]
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    sample = array("f")  # one block of memory: small arrays between those of the maps would keep the maps' memory
     for wanted, anomaly_map in zip(in_sample(np.asarray(labels) > 0.5), maps, strict=True):
         low, high = np.minimum(low, anomaly_map.min()), np.maximum(high, anomaly_map.max())
         if wanted:
             rows, columns = (max(1, length // SAMPLED_LINES) for length in anomaly_map.shape)
-            sample.append(anomaly_map[rows // 2 :: rows, columns // 2 :: columns].ravel())
+            sample.frombytes(anomaly_map[rows // 2 :: rows, columns // 2 :: columns].tobytes())
     if not np.isfinite(high - low):
         raise ValueError("Scores must be finite: NaN or infinity has no bin.")
     scale = np.float32(min(LEVELS / float(high - low), float(np.finfo(np.float32).max)) if high > low else 0)
-    levels = np.sort(ValueBins(low, scale, ABOVE).levels(np.concatenate(sample)))
+    levels = np.sort(ValueBins(low, scale, ABOVE).levels(np.frombuffer(sample, np.float32)))
     shares = np.append(np.linspace(0, 1, QUANTILES), 1 - np.geomspace(TAIL, 0.5, TAIL_QUANTILES))
     quantiles = levels[((len(levels) - 1) * shares).astype(int)]
     return ValueBins(low, scale, np.unique(np.concatenate([[0], ABOVE, quantiles])))
@@ -105,8 +107,9 @@ class PixelBootstrap:
         self._labels = (np.asarray(labels) > 0.5).astype(int).tolist()
         self._bins, self._counts = bins, ImageCounts(labels, resamples, seed)
         self._sums = np.zeros((resamples, 3 * len(bins.starts) + 1))  # histograms: outside, inside, overlap; regions
-        self._waiting: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-        self._images = 0
+        self._drawn = np.empty((resamples, BLOCK))  # of the images that wait, and their histograms
+        self._histograms = np.empty((BLOCK, self._sums.shape[1]))
+        self._images = self._waiting = 0
 
     def add(self, mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32]) -> None:
         """The next image: ground truth (H, W) and map (H, W)."""
@@ -120,9 +123,10 @@ class PixelBootstrap:
             self._bins.histogram(anomalous, weights),
             [regions],
         )
-        self._waiting.append((self._counts.next(self._labels[self._images]), np.concatenate(parts)))
-        self._images += 1
-        if len(self._waiting) == BLOCK:
+        self._histograms[self._waiting] = np.concatenate(parts)
+        self._drawn[:, self._waiting] = self._counts.next(self._labels[self._images])
+        self._images, self._waiting = self._images + 1, self._waiting + 1
+        if self._waiting == len(self._histograms):
             self._flush()
 
     def draws(self) -> Draws:
@@ -135,10 +139,10 @@ class PixelBootstrap:
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def _flush(self) -> None:
-        if self._waiting:
-            counts, histograms = zip(*self._waiting, strict=True)
-            self._sums += np.stack(counts, axis=1).astype(float) @ np.stack(histograms)  # (R, B) (B, 3K + 1)
-            self._waiting.clear()
+        for i in range(0, len(self._sums), CHUNK):
+            drawn = self._drawn[i : i + CHUNK, : self._waiting]
+            self._sums[i : i + CHUNK] += drawn @ self._histograms[: self._waiting]  # (CHUNK, B) (B, 3K + 1)
+        self._waiting = 0
 
     def _metrics(self, sums: NDArray[np.float64]) -> Draws:
         negative, positive, overlap = np.split(sums[:, -2::-1], 3, axis=1)[::-1]  # R K each, the highest bin first
