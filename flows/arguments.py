@@ -12,8 +12,9 @@ from tasks.store import default_store
 Handler = Callable[[argparse.Namespace], tuple[Any, str]]  # the summary, and what a person reads of it
 GATE = """The gate passes
 where the lower end of the 95 % interval of the difference, from a bootstrap paired by image on the newest state of the
-reference that both versions have evaluated, is not below -MARGIN: that the version is not worse has to be shown. A gate
-that refuses ends with exit code 1, a comparison that cannot be made with 2."""
+reference that both versions have evaluated, is not below -MARGIN: that the version is not worse has to be shown. A
+reference without normal images is judged by a pixel metric. A gate that refuses ends with exit code 1, a comparison
+that cannot be made with 2."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,8 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     promote.add_argument("--reference", metavar="COLLECTION",
                          help="collection that both have evaluated (default: that of the last promotion)")  # fmt: skip
     promote.add_argument("--metric", choices=tuple(commands.METRIC_HEADS), default="image_auroc",
-                         help="what is compared, as the mean over classes (default: image_auroc); of pixels where the "
-                         "reference has masks, normal images or not")  # fmt: skip
+                         help="what is compared, as the mean over classes (default: image_auroc)")  # fmt: skip
     promote.add_argument("--margin", type=float, default=0.01, help="how much worse is still let pass (default: 0.01)")
     promote.add_argument("--force", action="store_true",
                          help="promote in any case; who overrode the gate is written to the version's tags")  # fmt: skip

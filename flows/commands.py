@@ -14,12 +14,10 @@ from tasks.errors import InputError
 from tasks.store import Store
 
 IMAGE_HEADS = {"image_auroc": "image AUROC", "image_ap": "AP", "image_f1_max": "F1-max"}
-PIXEL_HEADS = {
-    "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_f1_max": "pixel F1-max",
-    "aupro": "AUPRO (official)", "aupro_standard": "AUPRO (standard)",
-}  # fmt: skip
-METRIC_HEADS = IMAGE_HEADS | PIXEL_HEADS
-NARROW = (IMAGE_HEADS, dict([*PIXEL_HEADS.items()][:3]), dict([*PIXEL_HEADS.items()][3:]))  # tables with intervals
+PIXEL_HEADS = {"pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_f1_max": "pixel F1-max"}
+AUPRO_HEADS = {"aupro": "AUPRO (official)", "aupro_standard": "AUPRO (standard)"}
+METRIC_HEADS = IMAGE_HEADS | PIXEL_HEADS | AUPRO_HEADS
+WITH_INTERVALS = (IMAGE_HEADS, PIXEL_HEADS, AUPRO_HEADS)  # of tables: all metrics of pixels side by side are too wide
 
 
 class Refused(Exception):
@@ -112,7 +110,7 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[Any, str]:
     rows = s.metrics if len(s.metrics) > 2 else s.metrics[:1]
     return s, "\n".join(
         [
-            metric_tables([with_intervals(row) for row in rows], {"class_name": "class"}, NARROW),
+            metric_tables([with_intervals(row) for row in rows], {"class_name": "class"}, WITH_INTERVALS),
             "[…] 95 % bootstrap intervals over the images; AUPRO by the published code (official) and with its usual",
             "integral up to a false positive rate of 0.3 (standard)",
             *undefined_lines(rows),
@@ -161,15 +159,21 @@ def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
     for d in s.differences:
         names_of = {"class_name": d.class_name, "run_id": d.run_id}
         moved.setdefault((d.class_name, d.run_id), names_of | dict.fromkeys(METRIC_HEADS))[d.metric] = str(d)
-    shown = [heads for heads in NARROW if any(row[metric] for row in moved.values() for metric in heads)]
+    shown = [heads for heads in WITH_INTERVALS if any(row[metric] for row in moved.values() for metric in heads)]
     note = f"differences to run {s.metrics[0].run_id}, with 95 % intervals of a paired bootstrap over the images"
+    missing = PIXEL_HEADS not in shown and any(row.pixel_auroc is not None for row in s.metrics)
     return s, "\n".join(
         [
             f"{s.collection}, {s.images} images",
             metric_tables([asdict(row) for row in s.metrics], names | {"model": "model"}),
             "",
-            note if moved else "no class has normal and anomalous images, or masks, in both: there are no differences",
-            "\n\n".join(as_table(list(moved.values()), names | heads) for heads in shown),
+            note if moved else "there are no differences: no class has both normal and anomalous images, or masks",
+            *(["\n\n".join(as_table(list(moved.values()), names | heads) for heads in shown)] if shown else []),
+            *(
+                ["no differences of pixel metrics, not of the same images in all runs: evaluate them again"]
+                if missing
+                else []
+            ),
         ]
     )
 
@@ -283,7 +287,7 @@ def reproduced_row(row: Any, names: Iterable[str]) -> dict[str, Any]:
 def metric_tables(
     rows: list[dict[str, Any]],
     names: dict[str, str],
-    groups: Sequence[dict[str, str]] = (IMAGE_HEADS, PIXEL_HEADS),
+    groups: Sequence[dict[str, str]] = (IMAGE_HEADS, PIXEL_HEADS | AUPRO_HEADS),
 ) -> str:
     """The image metrics and below them the pixel metrics: side by side they are too wide for a terminal."""
     first, *others = groups

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from models import Detector
 from models.backbone import load_backbone
+from models.embedded.generator import SPLIT, scene
 from models.prompts import PromptLearner
 from tasks.registry import register_bundle, tracked_run
 from tasks.store import Store
@@ -19,6 +21,41 @@ def register(store: Store, folder: Path, seed: int) -> str:
     bundle = Detector.build(backbone, PromptLearner(backbone), 96, (4,), 2).save(folder / f"bundle-{seed}")
     with tracked_run(store, "train", {}) as run_id:
         return register_bundle(store, bundle, run_id, "of the tests").uri
+
+
+def test_a_reference_without_normal_images_is_judged_by_its_pixels(anomalyclip: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    lines = ["image,label,mask"]
+    for number in range(6):
+        made = scene(SPLIT["auxiliary"][0], 96, number, n_damaged=1)
+        Image.fromarray(made.damaged[0]).save(folder / f"{number}.png")
+        Image.fromarray(made.masks[0]).save(folder / f"mask-{number}.png")
+        lines.append(f"{number}.png,1,mask-{number}.png")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    anomalyclip("ingest", str(folder), "--collection", "parts", "--layout", "labels")
+    for seed in (1, 2):
+        model = register(Store(str(tmp_path / "store")), tmp_path, seed)
+        anomalyclip("score", "--collection", "parts", "--model", model)
+    run = anomalyclip("evaluate", "--collection", "parts", "--model", "models:/anomalyclip/1", "--json").json
+    low, high = run["metrics"][0]["intervals"]["pixel_auroc"]
+    assert low < run["metrics"][0]["pixel_auroc"] < high
+    table = anomalyclip("evaluate", "--collection", "parts", "--model", "models:/anomalyclip/2").out
+    runs = [run["mlflow_run"], table.split()[-1]]
+
+    compared = anomalyclip("compare", *runs, "--json").json
+    before, after = (row["pixel_auroc"] for row in compared["metrics"])
+    assert f"{after:.3f} [" in table
+    (moved,) = (difference for difference in compared["differences"] if difference["metric"] == "pixel_auroc")
+    assert abs(moved["value"] - (after - before)) < 1e-12
+    shown = anomalyclip("compare", *runs).out
+    assert f"{moved['value']:+.4f} [{moved['low']:+.4f}, {moved['high']:+.4f}]" in shown
+
+    of_images = anomalyclip("promote", "2", "--reference", "parts")
+    assert (of_images.code, "has both normal and anomalous images" in of_images.err) == (2, True)
+    of_pixels = ("promote", "2", "--reference", "parts", "--metric", "pixel_auroc")
+    assert anomalyclip(*of_pixels, f"--margin={-moved['low'] - 1e-6:.9f}").code == 1
+    assert anomalyclip(*of_pixels, f"--margin={-moved['low'] + 1e-6:.9f}").code == 0
 
 
 def test_a_second_version_goes_through_the_gate_and_back(anomalyclip: Command, tmp_path: Path) -> None:
