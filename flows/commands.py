@@ -155,27 +155,31 @@ def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
 
     s = compare([arguments.run_id, *arguments.others], store=arguments.store)
     names = {"class_name": "class", "run_id": "run"}
-    moved: dict[tuple[str, str], dict[str, Any]] = {}
-    for d in s.differences:
-        names_of = {"class_name": d.class_name, "run_id": d.run_id}
-        moved.setdefault((d.class_name, d.run_id), names_of | dict.fromkeys(METRIC_HEADS))[d.metric] = str(d)
-    shown = [heads for heads in WITH_INTERVALS if any(row[metric] for row in moved.values() for metric in heads)]
-    note = f"differences to run {s.metrics[0].run_id}, with 95 % intervals of a paired bootstrap over the images"
-    missing = PIXEL_HEADS not in shown and any(row.pixel_auroc is not None for row in s.metrics)
     return s, "\n".join(
         [
             f"{s.collection}, {s.images} images",
             metric_tables([asdict(row) for row in s.metrics], names | {"model": "model"}),
             "",
-            note if moved else "there are no differences: no class has both normal and anomalous images, or masks",
-            *(["\n\n".join(as_table(list(moved.values()), names | heads) for heads in shown)] if shown else []),
-            *(
-                ["no differences of pixel metrics, not of the same images in all runs: evaluate them again"]
-                if missing
-                else []
-            ),
+            *difference_lines(s, names),
         ]
     )
+
+
+def difference_lines(summary: Any, names: dict[str, str]) -> list[str]:
+    """Tables of those metrics that have differences, and why others have none."""
+    moved: dict[tuple[str, str], dict[str, Any]] = {}
+    for d in summary.differences:
+        row = {"class_name": d.class_name, "run_id": d.run_id} | dict.fromkeys(METRIC_HEADS)
+        moved.setdefault((d.class_name, d.run_id), row)[d.metric] = str(d)
+    shown = [heads for heads in WITH_INTERVALS if any(row[metric] for row in moved.values() for metric in heads)]
+    first = summary.metrics[0].run_id
+    lines = [f"differences to run {first}, with 95 % intervals of a paired bootstrap over the images"] if shown else []
+    lines += ["\n\n".join(as_table(list(moved.values()), names | heads) for heads in shown)] if shown else []
+    if PIXEL_HEADS not in shown and any(row.pixel_auroc is not None for row in summary.metrics):
+        lines.append(
+            "no differences of pixel metrics: the runs did not draw the same images for them; evaluate both again"
+        )
+    return lines or ["there are no differences: no class has both normal and anomalous images, or masks"]
 
 
 def run_promote(arguments: argparse.Namespace) -> tuple[Any, str]:

@@ -1,14 +1,17 @@
 """Two versions on a reference: compared, held back or let through by the gate, and rolled back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from flows.commands import difference_lines
 from models import Detector
 from models.backbone import load_backbone
 from models.embedded.generator import SPLIT, scene
 from models.prompts import PromptLearner
+from tasks.comparison import ComparedMetrics, CompareSummary, Difference
 from tasks.registry import register_bundle, tracked_run
 from tasks.store import Store
 from tests.flows.conftest import Command, write_images
@@ -56,6 +59,22 @@ def test_a_reference_without_normal_images_is_judged_by_its_pixels(anomalyclip: 
     of_pixels = ("promote", "2", "--reference", "parts", "--metric", "pixel_auroc")
     assert anomalyclip(*of_pixels, f"--margin={-moved['low'] - 1e-6:.9f}").code == 1
     assert anomalyclip(*of_pixels, f"--margin={-moved['low'] + 1e-6:.9f}").code == 0
+
+
+def test_why_there_are_no_differences_is_said() -> None:
+    row = ComparedMetrics("nut", "a", "models:/anomalyclip/1", 4, *[None] * 8)
+    nothing = CompareSummary("parts", 4, "official", [row], [])
+    assert difference_lines(nothing, {})[0].startswith("there are no differences: no class has both normal and")
+    (unpaired,) = difference_lines(replace(nothing, metrics=[replace(row, pixel_auroc=0.5)]), {})
+    assert unpaired.endswith("did not draw the same images for them; evaluate both again")
+    of_images = replace(nothing, metrics=[replace(row, pixel_auroc=0.5)], differences=[
+        Difference("nut", "b", "image_auroc", 0.1, 0.0, 0.2)
+    ])  # fmt: skip
+    assert difference_lines(of_images, {"class_name": "class"}) == [
+        "differences to run a, with 95 % intervals of a paired bootstrap over the images",
+        "class                 image AUROC  AP  F1-max\nnut    +0.1000 [+0.0000, +0.2000]   –       –",
+        unpaired,
+    ]
 
 
 def test_a_second_version_goes_through_the_gate_and_back(anomalyclip: Command, tmp_path: Path) -> None:
