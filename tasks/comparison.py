@@ -170,7 +170,7 @@ def pixel_draws(evaluation: Evaluation, class_name: str) -> dict[Drawn, np.ndarr
     if found is None:
         return {}
     found = found[found["class_name"] == class_name]
-    metrics = [metric for metric in PIXEL_METRICS if metric in found and found[metric][1:].notna().any()]
+    metrics = [metric for metric in PIXEL_METRICS if metric in found and found[metric].iloc[1:].notna().any()]
     return {Drawn(class_name, metric, found["images"].iloc[0]): found[metric].to_numpy() for metric in metrics}
 
 

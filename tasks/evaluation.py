@@ -166,7 +166,7 @@ def rank_maps(rows: pd.DataFrame, grids: Grids, config: DetectorConfig, seed: li
             dict.fromkeys(("auroc", "ap", "f1_max")), dict.fromkeys(("official", "standard")), None, {"pixel": reason}
         )
         return undefined, {}
-    truth, labels = partial(ground_truth, size=config.image_size), known["label"]
+    truth, labels = partial(ground_truth, size=config.image_size), known["label"].to_numpy(int)
     bootstrap = PixelBootstrap(labels, bins_of(labels, maps_of(known["image_id"], grids, config)), seed=seed)
     with PixelRanking() as ranking, ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(known), MASKS_AT_ONCE):
