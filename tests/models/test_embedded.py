@@ -12,7 +12,7 @@ from models.embedded.captions import state_pairs, tokens
 from models.embedded.distil import distil
 from models.embedded.generator import SPLIT, scene
 from models.embedded.pool import Pool, make_chunk
-from models.embedded.pretrain import compact_ids, export, train, used_tokens
+from models.embedded.pretrain import Phase, build_clip, compact_ids, export, train, used_tokens
 from models.metrics import pixel_metrics
 from models.preprocess import normalise
 from models.stem import ConvStem
@@ -86,20 +86,24 @@ def test_a_stem_whose_teaching_was_stopped_goes_on_as_if_it_had_not(pool: Pool, 
     assert same(distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=3).state_dict(), quiet)
 
 
-def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not(pool: Pool, stem: ConvStem, tmp_path: Path) -> None:
-    frozen = {name: value.clone() for name, value in stem.stages.state_dict().items()}
-    start = {name: value.clone() for name, value in stem.state_dict().items()}
-    quiet = train(pool, stem, 4, 2, 0, tmp_path / "quiet.pt", stop=4)
-    assert same(stem.stages.state_dict(), frozen)
-    stem.load_state_dict(start)
-    train(pool, stem, 4, 2, 0, tmp_path / "stopped.pt", stop=2)
-    stem.load_state_dict(start)
-    resumed = train(pool, stem, 4, 2, 0, tmp_path / "stopped.pt", stop=4)
+@pytest.mark.parametrize("trains_stem", [False, True])
+def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not(
+    pool: Pool, stem: ConvStem, trains_stem: bool, tmp_path: Path
+) -> None:
+    phase = Phase("smoke", 0, 4, whole=0.25, peak_lr=1e-3, trains_stem=trains_stem)
+    taught = {name: value.clone() for name, value in stem.stages.state_dict().items()}
+    clip = build_clip(stem, seed=0)
+    start = {name: value.clone() for name, value in clip.state_dict().items()}
+    quiet = train(pool, clip, phase, 2, 0, tmp_path / "quiet.pt").state_dict()
+    assert same(stem.stages.state_dict(), taught) is not trains_stem
+    clip.load_state_dict(start)
+    train(pool, clip, phase, 2, 0, tmp_path / "stopped.pt", stop=2)
+    clip.load_state_dict(start)
+    resumed = train(pool, clip, phase, 2, 0, tmp_path / "stopped.pt").state_dict()
     for name, value in quiet.items():
         torch.testing.assert_close(resumed[name], value, msg=name)
 
 
-def test_what_is_exported_loads_again(pool: Pool, stem: ConvStem, tmp_path: Path) -> None:
-    average = train(pool, stem, 1, 2, 0, tmp_path / "state.pt", stop=1)
-    export(average, tmp_path / "out")
+def test_what_is_exported_loads_again(stem: ConvStem, tmp_path: Path) -> None:
+    export(build_clip(stem, seed=0).state_dict(), tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"weights.safetensors", "config.json"}
