@@ -41,7 +41,7 @@ CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 12},
 }
 TEMPERATURE = 0.07
-STEM_LR = 0.3  # of the learning rate of all else
+STEM_LR = 0.1  # of the learning rate of all else
 CAPTIONS = 32  # a step
 CONE = 3.0  # see narrow_cone
 
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=20_480, help="number of generated scenes")
     parser.add_argument("--stem-steps", type=int, default=900)
     parser.add_argument("--steps", type=int, default=2400, help="above the frozen stem")
-    parser.add_argument("--joint-steps", type=int, default=2200, help="of stem and CLIP together")
+    parser.add_argument("--joint-steps", type=int, default=1800, help="of stem and CLIP together")
     parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -308,7 +308,7 @@ def main() -> None:
     clip = build_clip(stem, args.seed)
     for phase in (
         Phase("frozen stem", 0, args.steps, whole=0.1, peak_lr=2e-3, trains_stem=False),
-        Phase("joint", args.steps, args.joint_steps, whole=0.25, peak_lr=1e-3, trains_stem=True),
+        Phase("joint", args.steps, args.joint_steps, whole=0.3, peak_lr=6e-4, trains_stem=True),
     ):
         clip = train(pool, clip, phase, args.scenes, args.seed, args.work / f"{phase.name.replace(' ', '-')}.pt")
     export(clip.state_dict(), args.out)
