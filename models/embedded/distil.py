@@ -2,7 +2,7 @@
 
 The stem's stages predict the features that the teacher has at the same strides (hints, "FitNets", Romero et al. 2014), on
 the generated scenes of pre-training; of the teacher nothing ships. The stem then stays as it is while the transformer
-above it learns: what it knows of real images is not unlearned on drawn ones, and its backward pass is saved.
+above it learns from scratch, whose first gradients would undo it; at last both go on together, the stem in small steps.
 """
 
 import time
