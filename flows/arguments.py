@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--lr", type=float, default=1e-3, help=help_of(parameters.LearningRate))
     train.add_argument("--seed", type=int, default=111, help=f"{help_of(parameters.Seed)} (default: 111)")
     train.add_argument("--validation-share", type=float, default=0.0, help=help_of(parameters.ValidationShare))
-    train.add_argument("--patience", type=positive, default=0, help=f"{help_of(parameters.Patience)} (default: 0)")
+    train.add_argument("--patience", type=int, default=0, help=f"{help_of(parameters.Patience)} (default: 0)")
     add_geometry(train)
 
     imported = command("import-checkpoint", commands.run_import_checkpoint,

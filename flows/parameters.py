@@ -47,13 +47,13 @@ BaselineName = Annotated[
 BaselineBackbone = Annotated[
     str | None, parameter("of the baseline; by default the champion's, else embedded", pattern=WITHOUT_USER)
 ]
-Epochs = Annotated[int, parameter("passes over the images; 15 as published", ge=1)]
+Epochs = Annotated[int, parameter("passes over the images; 15 as published", minimum=1)]
 LearningRate = Annotated[float, parameter("step of the optimizer; 0.001 as published", exclusiveMinimum=0)]
-Seed = Annotated[int, parameter("of the first prompts and the order of images")]
+Seed = Annotated[int, parameter("of the first prompts and the order of images", minimum=0)]
 ValidationShare = Annotated[
     float, parameter("of the classes, held back for a validation curve; 0 as published", minimum=0, exclusiveMaximum=1)
 ]
-Patience = Annotated[int, parameter("stop after so many epochs without a better validation loss; 0: never", ge=0)]
+Patience = Annotated[int, parameter("stop after so many epochs without a better validation loss; 0: never", minimum=0)]
 ImageSize = Annotated[int | None, parameter("pixels; by default the backbone's, 518 for patch 14")]
 FeatureLayers = Annotated[
     list[int] | None, parameter("1-based layers whose maps are summed; by default the last, as published")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from models.backbone import EMBEDDED, Backbone, load_backbone, model_config
+from models.backbone import EMBEDDED, Backbone, check_layers, load_backbone, model_config
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE, embedded_config
 from tasks.errors import InputError
 from tasks.store import CACHE, open_filesystem
@@ -32,14 +32,20 @@ def make_geometry(
 ) -> Geometry:
     """What is not given is the backbone's own: the paper's for ViT-L/14@336, its like for others.
 
-    That is 518 pixels, the last layer alone, and V-V attention in 19 of 24 blocks.
+    That is 518 pixels, the last layer alone, and V-V attention in 19 of 24 blocks. Raises InputError where the backbone
+    has no such layers.
     """
     vision = backbone_config(spec)["vision_cfg"]
     depth = vision["layers"]
     size, dpam = (IMAGE_SIZE, DPAM_LAYERS) if spec == EMBEDDED else (vision["image_size"], round(depth * 19 / 24))
     if spec != EMBEDDED and vision["patch_size"] == 14:
         size = 518
-    return Geometry(image_size or size, tuple(feature_layers or (depth,)), dpam if dpam_layers is None else dpam_layers)
+    layers, dpam = tuple(feature_layers or (depth,)), dpam if dpam_layers is None else dpam_layers
+    try:
+        check_layers(layers, dpam, depth)
+    except ValueError as error:
+        raise InputError(f"the backbone {spec!r} has {depth} blocks: {error}") from error
+    return Geometry(image_size or size, layers, dpam)
 
 
 def backbone_config(spec: str) -> dict[str, Any]:

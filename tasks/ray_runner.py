@@ -33,7 +33,7 @@ from prefect.logging import get_run_logger
 from tasks.errors import InputError
 from tasks.progress import advance
 from tasks.registry import configured_tracking_uri
-from tasks.retries import PERMANENT
+from tasks.retries import may_pass
 from tasks.scoring import ScoredShard, Shard, ShardFailure, score_shard
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -103,7 +103,7 @@ class ShardScorer:
         except Exception as error:
             logging.exception("%s failed", shard.name)
             result = ShardFailure(shard.name, f"{type(error).__name__}: {error}")
-            transient = not isinstance(error, PERMANENT)
+            transient = may_pass(error)
         return Answer(result, transient, f"{ray.util.get_node_ip_address()} pid {os.getpid()}", self.log.take())
 
 

@@ -1,7 +1,9 @@
 """Trying again, with backoff: what failed for a while may work later, what is wrong stays wrong."""
 
+import json
 from typing import Any
 
+import pyarrow as pa
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
 from prefect.tasks import exponential_backoff
@@ -12,9 +14,20 @@ from tasks.progress import Stopped
 RETRIES = 3
 DELAYS = exponential_backoff(5)  # 5, 10 and 20 seconds
 JITTER = 0.5
-PERMANENT = (InputError, Stopped, PermissionError)  # unusable input, Ctrl-C, refused credentials
+REFUSED = (InputError, Stopped, PermissionError)  # unusable input, Ctrl-C, refused credentials
+STORAGE = (OSError, pa.ArrowInvalid, json.JSONDecodeError)  # the last two: an answer cut short is read whole next time
+MISTAKES = (TypeError, AttributeError, NameError, AssertionError, LookupError, ArithmeticError, ValueError)
+
+
+def may_pass(error: Any) -> bool:
+    """Whether trying again may help: after storage that failed, yes; after what was refused, or is our mistake, no.
+
+    Parquet and JSON that cannot be parsed are ValueErrors and count as storage all the same: objects are written whole, so
+    that something was lost on the way is likelier than that they are damaged.
+    """
+    return not isinstance(error, REFUSED) and (isinstance(error, STORAGE) or not isinstance(error, MISTAKES))
 
 
 def transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: after storage that failed, yes; after what is PERMANENT, no."""
-    return not isinstance(state.result(raise_on_failure=False), PERMANENT)
+    """may_pass, as Prefect asks for it."""
+    return may_pass(state.result(raise_on_failure=False))

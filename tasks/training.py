@@ -6,6 +6,7 @@ its number alone, so a run that was killed ends with the prompts of one that was
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
 
 BATCH = 8  # images a step, as published
+SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class TrainingPlan:
 
     validation_share: of the classes, held back for a validation curve; the published training holds back none.
     patience: stop after so many epochs without a better validation loss, and take the best one; 0: never.
+    Raises InputError for values that nothing can be learned with.
     """
 
     backbone: str
@@ -53,6 +56,22 @@ class TrainingPlan:
     n_ctx: int = 12
     depth: int = 9
     deep_ctx: int = 4
+
+    def __post_init__(self) -> None:
+        share = self.validation_share
+        for fits, told in (
+            (self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}"),
+            (0 < self.lr < math.inf, f"the learning rate must be a number above 0, not {self.lr}"),
+            (0 <= self.seed < SEEDS, f"the seed must lie between 0 and {SEEDS - 1}, not {self.seed}"),
+            (0 <= share < 1, f"the validation share must be at least 0 and below 1, not {share}"),
+            (self.patience >= 0, f"patience must be at least 1, or 0 for never, not {self.patience}"),
+            (
+                share or not self.patience,
+                "early stopping needs a validation share: give a --validation-share of the classes, e.g. 0.2",
+            ),
+        ):
+            if not fits:
+                raise InputError(told)
 
 
 @dataclass(frozen=True)
@@ -159,8 +178,6 @@ def learn(
 
 def split_by_class(cached: CachedFeatures, plan: TrainingPlan) -> tuple[Tensor, Tensor]:
     """Indices of the usable images to train on, and of those of the classes that are held back."""
-    if plan.patience and not plan.validation_share:
-        raise InputError("early stopping needs a validation share: give a --validation-share of the classes, e.g. 0.2")
     classes = np.unique(cached.classes)
     count = round(plan.validation_share * len(classes)) or int(plan.validation_share > 0)
     if count and count >= len(classes):

@@ -106,6 +106,25 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(anomalyclip: Command, argumen
     assert "Traceback" not in answer.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--lr", "-1"], ["--lr", "nan"], ["--seed", "-5"], ["--epochs", "0"], ["--patience", "-1"],
+        ["--validation-share", "-0.5"], ["--patience", "2"], ["--feature-layers", "9"], ["--dpam-layers", "77"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_training_refuses_wrong_numbers_before_it_computes_anything(
+    anomalyclip: Command, images: Path, tmp_path: Path, arguments: list[str]
+):
+    anomalyclip("ingest", str(images), "--collection", "parts", "--layout", "folders")
+    answer = anomalyclip("train", "--collection", "parts", *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert "Traceback" not in answer.err
+    assert not (tmp_path / "store/cache").exists()
+    assert not (tmp_path / "store/mlflow.db").exists()
+
+
 def test_training_and_evaluation_refuse_a_collection_without_labels(anomalyclip: Command, images: Path):
     anomalyclip("ingest", str(images), "--collection", "labelled", "--layout", "folders")
     anomalyclip("train", "--collection", "labelled", "--epochs", "1")

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def cached_features(store: Store) -> CachedFeatures:
     return open_features(Path(store.uri) / "cache/features" / key)
 
 
-def plan(**options: int) -> TrainingPlan:
+def plan(**options: Any) -> TrainingPlan:
     return TrainingPlan("embedded", GEOMETRY, **options)
 
 
@@ -231,11 +232,33 @@ def test_patience_stops_and_takes_the_best_epoch_even_after_a_kill(store, two_cl
     )
 
 
+def test_a_validation_share_that_leaves_no_class_to_train_on_is_refused(store, two_classes) -> None:
+    cached = open_features(Path(store.uri) / "cache/features" / two_classes)
+    with pytest.raises(InputError, match="leaves none of 2"):
+        split_by_class(cached, plan(validation_share=0.9))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"patience": 3}, "needs a validation share"), ({"validation_share": 0.9}, "leaves none of 2")],
+    [
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"lr": -1.0}, "learning rate must be a number above 0, not -1.0"),
+        ({"lr": float("nan")}, "not nan"),
+        ({"lr": float("inf")}, "not inf"),
+        ({"seed": -5}, "seed must lie between 0 and 4294967295, not -5"),
+        ({"seed": 2**32}, "not 4294967296"),
+        ({"validation_share": -0.5}, "at least 0 and below 1, not -0.5"),
+        ({"validation_share": 1.0}, "not 1.0"),
+        ({"patience": -1, "validation_share": 0.5}, "patience must be at least 1"),
+        ({"patience": 3}, "needs a validation share"),
+    ],
 )
-def test_a_validation_that_cannot_be_is_refused(store, two_classes, options, message) -> None:
-    cached = open_features(Path(store.uri) / "cache/features" / two_classes)
+def test_a_plan_that_nothing_can_be_learned_with_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        split_by_class(cached, plan(**options))
+        plan(**options)
+
+
+@pytest.mark.parametrize("layers", [{"feature_layers": (4, 9)}, {"feature_layers": (0,)}, {"dpam_layers": 77}])
+def test_layers_that_the_backbone_has_not_are_refused(layers: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the backbone 'embedded' has 4 blocks"):
+        make_geometry("embedded", **layers)
