@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from models import Detector, load_detector
 from models.baselines import Baseline
@@ -27,6 +29,7 @@ CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 BASELINES = "baselines:/"  # NAME/VERSION: what a store keeps of a baseline, beside the registry
 EXPERIMENT = "anomalyclip"
+TENSOR_FILES = ("prompts.safetensors", "text_features.safetensors")
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of names, versions and aliases
 
 
@@ -122,6 +125,7 @@ def resolve_model(store: Store, model: str) -> ModelVersion:
         folder = Path(model)
         if not (folder / "config.json").is_file():
             raise InputError(f"the model {model!r} is neither a models:/ URI nor the folder of a bundle")
+        check_bundle(folder)
         digest = bundle_digest(folder)
         return ModelVersion(str(folder.resolve()), folder.resolve().name, digest[:12], digest)
     client = use_tracking(store)
@@ -137,6 +141,19 @@ def resolve_model(store: Store, model: str) -> ModelVersion:
     if digest is None:
         raise InputError(f"{uri} was not registered by anomalyclip: it has no tag bundle_digest")
     return ModelVersion(uri, found.name, str(found.version), digest)
+
+
+def check_bundle(folder: Path) -> None:
+    """InputError where a file of a bundle is missing or cannot be read; a baseline has no tensors."""
+    try:
+        files = () if read_bundle_config(folder).baseline else TENSOR_FILES
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    for name in files:
+        try:
+            load_file(folder / name)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"the bundle {str(folder)!r} is damaged: {name} cannot be read: {error}") from error
 
 
 def resolve_baseline(store: Store, uri: str) -> ModelVersion:

@@ -129,6 +129,17 @@ def test_a_model_that_does_not_exist_is_said(two_versions, model: str, message: 
         resolve_model(two_versions[0], model)
 
 
+@pytest.mark.parametrize("name", ["prompts.safetensors", "text_features.safetensors", "config.json"])
+@pytest.mark.parametrize("content", [None, b"", b"junk that is no table of tensors"], ids=["missing", "empty", "junk"])
+def test_a_damaged_bundle_is_refused_before_anything_is_scored(
+    tmp_path: Path, bundle: Path, store: Store, name: str, content: bytes | None
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match="neither a models" if (name, content) == ("config.json", None) else name):
+        resolve_model(store, str(folder))
+
+
 def test_without_any_model_the_way_to_one_is_said(store: Store) -> None:
     with pytest.raises(InputError, match="train one with `anomalyclip train`"):
         resolve_model(store, CHAMPION_URI)
