@@ -29,7 +29,7 @@ from tasks.manifest import digest_of, existing_parts
 from tasks.progress import progress, stopping
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.runs import new_run_id, write_run_record
-from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, ShardFailure, plan_shards, score_shard
+from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, ShardFailure, check_precision, plan_shards, score_shard
 from tasks.store import Store, default_store
 
 WAITING = 4  # shards a worker that are submitted: each costs memory in Prefect until it is done
@@ -46,6 +46,7 @@ class ScoreSummary:
     run_id: str
     collection: str
     model: str
+    precision: str
     images: int
     scored: int
     already_scored: int
@@ -74,7 +75,8 @@ def score(
 
     workers: shards that are scored at the same time, in threads of this process or by Ray's workers, each of which asks
     for worker_cpus and worker_gpus (fractions too; by default its share of the cluster's). Killed anywhere, the next run
-    goes on with the shards that are not committed, and the result is the same to the last byte.
+    goes on with the shards that are not committed, and the result is the same to the last byte. Raises InputError where
+    the model has scored the collection in another precision.
     """
     started, target = time.monotonic(), Store(store or default_store())
     score_shards = shard_scorer(runner, workers, worker_cpus, worker_gpus)
@@ -82,6 +84,7 @@ def score(
     parts = existing_parts(target, collection)
     version = resolve_model(target, model)
     shards, pending = plan_shards(target, collection, version.partition, shard_size)
+    check_precision(target, collection, version, precision, shards, pending)
     left = sum(shard.length for shard in pending)
     uri = str(target.local_root or target.uri)  # a worker need not have our working directory
     job = {"store": uri, "collection": collection, "model": version, "precision": precision}
@@ -95,7 +98,7 @@ def score(
         decisions.update(shard.decisions)
     anomalous = decisions["anomalous"] if decisions else None
     summary = ScoreSummary(
-        new_run_id(), collection, version.uri, images, scored, images - left, anomalous, dict(unreadable),
+        new_run_id(), collection, version.uri, precision, images, scored, images - left, anomalous, dict(unreadable),
         len(done), failed, round(time.monotonic() - started, 2), digest_of(parts),
         target.uri_of("collections", collection, "scores", f"model={version.partition}"),
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 A shard is a slice of an immutable manifest part. Its masks and maps are written first, its Parquet part of scores last:
 a part that exists is a shard that is done, whatever died or ran at the same time. Rows hold no time and no host, so that a
-shard scored twice gives the same bytes.
+shard scored twice gives the same bytes. A part says in its metadata in which precision it was scored: one model scores one
+collection in one precision.
 """
 
 import io
@@ -31,6 +32,7 @@ from models.maps import map_at
 from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
+from tasks.errors import InputError
 from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
@@ -38,7 +40,7 @@ from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, count_rows, to_parquet, to_table
+from tasks.tables import MAPS, SCORES, count_rows, file_metadata, to_parquet, to_table
 from tasks.thresholds import Calibration, find_calibration
 
 SHARD_SIZE = 256
@@ -122,6 +124,26 @@ def plan_shards(
     return shards, [shard for shard in shards if shard.name not in done]
 
 
+class OtherPrecision(InputError):
+    """This model has scored this collection in another precision."""
+
+
+def check_precision(
+    store: Store, collection: str, model: ModelVersion, precision: str, shards: list[Shard], pending: list[Shard]
+) -> None:
+    """Raises OtherPrecision where the shards that are done were scored in another one; parts that do not say so are fp32."""
+    waiting = set(pending)
+    done = next((shard for shard in shards if shard not in waiting), None)
+    if done is None:
+        return
+    part = file_metadata(store, *scores_folder(collection, model.partition), f"part-{done.name}.parquet")
+    if (before := part.get("precision", "fp32")) != precision:
+        raise OtherPrecision(
+            f"{model.uri} has scored {collection!r} in {before}, its scores in {precision} would mix with those: "
+            f"score in {before}, or ingest into a collection of another name"
+        )
+
+
 def read_shard(store: Store, collection: str, shard: Shard) -> list[dict[str, Any]]:
     table = part_rows(store, collection, shard.manifest_part)
     return list(table.slice(shard.index * shard.size, shard.size).to_pylist())
@@ -155,6 +177,7 @@ class Output:
     collection: str
     partition: str
     bundle_digest: str
+    precision: str
     image_size: int
     sigma: float
     map_threshold: float
@@ -185,8 +208,8 @@ def score_shard(store: str, collection: str, model: ModelVersion, shard: Shard, 
     detector = loaded_detector(store, model, precision)
     config, target = detector.config, Store(store)
     output = Output(
-        target, collection, model.partition, model.digest, config.image_size, config.sigma, map_threshold(config),
-        find_calibration(target, collection, model, shard.part_number),
+        target, collection, model.partition, model.digest, precision, config.image_size, config.sigma,
+        map_threshold(config), find_calibration(target, collection, model, shard.part_number),
     )  # fmt: skip
     return commit_shard(output, shard, detector)
 
@@ -227,7 +250,8 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
                 advance()
         scored += [future.result() for future in pending]
     output.write_shard("maps", shard, to_parquet(to_table(maps, MAPS)))
-    output.write_shard("scores", shard, to_parquet(to_table(scored, SCORES)))
+    table = to_table(scored, SCORES.with_metadata({"precision": output.precision}))
+    output.write_shard("scores", shard, to_parquet(table))
     return ScoredShard(shard.name, len(rows), count_values(scored, "error_kind"), count_values(scored, "decision"))
 
 

@@ -163,6 +163,27 @@ def test_a_night_whose_weights_are_refused_has_failed_and_is_told_of(
     assert night(anomalyclip, images).json["images"] == 2
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["score", "--collection", "parts"],
+        ["score", "--collection", "parts", "--runner", "ray"],
+        ["nightly", "images", "--collection", "parts"],
+    ],
+    ids=["score", "ray", "nightly"],
+)
+def test_another_precision_than_that_of_the_scores_is_wrong_use(
+    anomalyclip: Command, model: None, images: Path, tmp_path: Path, command: list[str]
+):
+    assert night(anomalyclip, images).code == 0
+    before = read_scores(tmp_path / "store", 1)
+    write_images(images, range(24, 26))
+    answer = anomalyclip(*command, "--precision", "bf16")
+    assert (answer.code, answer.out) == (2, "")
+    assert "has scored 'parts' in fp32, its scores in bf16 would mix" in answer.err.splitlines()[-1]
+    assert read_scores(tmp_path / "store", 1) == before
+
+
 def test_a_night_without_a_model_is_wrong_use(anomalyclip: Command, images: Path):
     answer = night(anomalyclip, images)
     assert answer.code == 2

@@ -16,11 +16,12 @@ from scipy import ndimage
 
 from models.maps import map_at
 from tasks import scoring
+from tasks.errors import InputError
 from tasks.manifest import ingest_source, read_manifest, records
 from tasks.registry import ModelVersion
-from tasks.scoring import Shard, plan_shards, score_shard, scores_folder
+from tasks.scoring import Shard, check_precision, plan_shards, score_shard, scores_folder
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, read_parts
+from tasks.tables import MAPS, SCORES, file_metadata, read_parquet, read_parts, to_parquet
 from tests.tasks.conftest import photo, write_photos
 from tests.tasks.test_images import BAD
 
@@ -46,10 +47,10 @@ def ingest(store: Store, source: Path) -> None:
     ingest_source.fn(store.uri, "parts", str(source), "flat", False)
 
 
-def score(store: Store, model: ModelVersion, size: int = 4) -> list[Shard]:
+def score(store: Store, model: ModelVersion, size: int = 4, precision: str = "fp32") -> list[Shard]:
     _, pending = plan_shards(store, "parts", model.partition, size)
     for shard in pending:
-        score_shard.fn(store.uri, "parts", model, shard, "fp32")
+        score_shard.fn(store.uri, "parts", model, shard, precision)
     return pending
 
 
@@ -146,6 +147,42 @@ def test_scoring_again_from_nothing_gives_the_same_bytes(store, source, model) -
     remove_results(store)
     score(store, model)
     assert written(store) == first != {}
+
+
+def test_parts_say_in_which_precision_they_were_scored_and_are_the_same_bytes_again(store, source, model) -> None:
+    ingest(store, source)
+    score(store, model, precision="bf16")
+    first = written(store)
+    folder = scores_folder("parts", model.partition)
+    assert [file_metadata(store, *folder, name)["precision"] for name in store.find(*folder)] == ["bf16"] * 3
+    remove_results(store)
+    score(store, model, precision="bf16")
+    assert written(store) == first
+
+
+def test_another_precision_is_refused_once_a_shard_is_done(store, source, model) -> None:
+    ingest(store, source)
+    shards, pending = plan_shards(store, "parts", model.partition, 4)
+    check_precision(store, "parts", model, "bf16", shards, pending)
+    score_shard.fn(store.uri, "parts", model, pending[1], "bf16")
+    begun = plan_shards(store, "parts", model.partition, 4)
+    check_precision(store, "parts", model, "bf16", *begun)
+    with pytest.raises(InputError, match="has scored 'parts' in bf16, its scores in fp32 would mix"):
+        check_precision(store, "parts", model, "fp32", *begun)
+
+
+def test_parts_from_before_precision_was_recorded_are_fp32(store, source, model) -> None:
+    ingest(store, source)
+    score(store, model)
+    folder = scores_folder("parts", model.partition)
+    for name in store.find(*folder):
+        table = read_parquet(store, *folder, name)
+        store.write(to_parquet(table.replace_schema_metadata(None)), *folder, name)
+        assert "precision" not in file_metadata(store, *folder, name)
+    plan = plan_shards(store, "parts", model.partition, 4)
+    check_precision(store, "parts", model, "fp32", *plan)
+    with pytest.raises(InputError, match="in fp32, its scores in bf16"):
+        check_precision(store, "parts", model, "bf16", *plan)
 
 
 def test_two_runs_at_once_do_no_harm(store, source, model) -> None:
