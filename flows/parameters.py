@@ -25,7 +25,7 @@ Source = Annotated[
 CollectionName = Annotated[str, parameter("the collection's name in the store", pattern=r"^[\w-][\w.-]*$")]
 CollectionNames = Annotated[list[str], parameter("labelled collections to learn from", minItems=1)]
 LayoutName = Annotated[Layout, parameter("how names tell class and label")]
-Probe = Annotated[bool, parameter("read every header: fills in sizes, finds unreadable images")]
+Probe = Annotated[bool, parameter("open every image, decode small ones: fills in sizes, finds unreadable images")]
 Split = Annotated[str | None, parameter("leave out images of other splits; those without a split stay")]
 Model = Annotated[str, parameter("models:/NAME@ALIAS, models:/NAME/VERSION or a bundle folder")]
 Workers = Annotated[int, parameter("shards at the same time", ge=1)]
