@@ -178,7 +178,10 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
 
 def add_geometry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=positive, help=help_of(parameters.ImageSize))
-    parser.add_argument(
+    layers = parser.add_mutually_exclusive_group()
+    layers.add_argument("--map", dest="map_definition", choices=("last", "multi-layer"), default="last",
+                        help=f"{help_of(parameters.MapDefinition)} (default: last)")  # fmt: skip
+    layers.add_argument(
         "--feature-layers", type=positive, nargs="+", metavar="L", help=help_of(parameters.FeatureLayers)
     )
     parser.add_argument("--dpam-layers", type=int, help=help_of(parameters.DpamLayers))

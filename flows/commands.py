@@ -69,9 +69,13 @@ def run_train(arguments: argparse.Namespace) -> tuple[Any, str]:
     s = train(
         arguments.collection, arguments.backbone, arguments.epochs, arguments.lr, arguments.seed,
         arguments.validation_share, arguments.patience,
-        arguments.image_size, arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
+        arguments.image_size, arguments.feature_layers, arguments.dpam_layers, arguments.map_definition,
+        store=arguments.store,
     )  # fmt: skip
-    return s, f"{s.model}: {s.loss.epoch} epochs on {', '.join(s.collections)}, loss {s.loss.total:.4f}"
+    held_back = f" ({s.held_back_images} held back)" if s.held_back_images else ""
+    chosen = f", prompts of epoch {s.chosen_epoch}" if s.chosen_epoch != s.epochs else ""
+    learned = f"{s.epochs} epochs on {s.images} images of {', '.join(s.collections)}{held_back}{chosen}"
+    return s, f"{s.model}: {learned}, loss {s.loss.total:.4f}, map: {s.map}"
 
 
 def run_import_checkpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -79,11 +83,11 @@ def run_import_checkpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
 
     s = import_checkpoint(
         arguments.file, arguments.backbone, arguments.image_size, arguments.feature_layers, arguments.dpam_layers,
-        store=arguments.store,
+        arguments.map_definition, store=arguments.store,
     )  # fmt: skip
     names = sorted({name.partition(".")[0] for name in s.ignored})
     ignored = f"; ignored {len(s.ignored)} tensors that AnomalyCLIP never uses ({', '.join(names)})" if names else ""
-    return s, f"{s.model}: prompts of {arguments.file} on {arguments.backbone}{ignored}"
+    return s, f"{s.model}: prompts of {arguments.file} on {arguments.backbone}, map: {s.map}{ignored}"
 
 
 def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -257,7 +261,8 @@ def run_reproduce(arguments: argparse.Namespace) -> tuple[Any, str]:
 
     s = reproduce(
         arguments.root, arguments.sets, dict(arguments.checkpoint), arguments.backbone, arguments.epochs,
-        arguments.image_size, arguments.feature_layers, arguments.dpam_layers, store=arguments.store,
+        arguments.image_size, arguments.feature_layers, arguments.dpam_layers, arguments.map_definition,
+        store=arguments.store,
     )  # fmt: skip
     heads = {"data_set": "data set", "auxiliary": "trained on", "images": "images"}
     by_class = [

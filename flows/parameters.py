@@ -56,7 +56,11 @@ ValidationShare = Annotated[
 Patience = Annotated[int, parameter("stop after so many epochs without a better validation loss; 0: never", minimum=0)]
 ImageSize = Annotated[int | None, parameter("pixels; by default the backbone's, 518 for patch 14")]
 FeatureLayers = Annotated[
-    list[int] | None, parameter("1-based layers whose maps are summed; by default the last, as published")
+    list[int] | None, parameter("1-based layers whose maps are summed, instead of a definition by name")
+]
+MapDefinition = Annotated[
+    Literal["last", "multi-layer"],
+    parameter("of the last layer, as published, or summed over four at quarters of the depth: 6, 12, 18, 24 of 24"),
 ]
 DpamLayers = Annotated[int | None, parameter("last blocks with V-V attention; by default 19 of 24 in proportion")]
 FalseAlarmRate = Annotated[

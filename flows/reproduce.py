@@ -10,7 +10,7 @@ from flows.evaluate import evaluate
 from flows.import_checkpoint import PAPER_BACKBONE
 from flows.ingest import ingest
 from flows.score import score
-from tasks.backbones import make_geometry
+from tasks.backbones import MapDefinition, make_geometry
 from tasks.checkpoints import import_published
 from tasks.errors import InputError
 from tasks.evaluation import AUPRO_DEFINITION, ClassMetrics
@@ -75,6 +75,7 @@ def reproduce(
     image_size: int | None = None,
     feature_layers: list[int] | None = None,
     dpam_layers: int | None = None,
+    map_definition: MapDefinition = "last",
     store: str | None = None,
 ) -> ReproduceSummary:
     """Train on MVTec AD's test images and evaluate the others; train on VisA's and evaluate MVTec AD.
@@ -93,7 +94,8 @@ def reproduce(
     auxiliary = [name for name in DATASETS if name in {auxiliary_of(layout) for layout in chosen}]
     for layout in dict.fromkeys([*chosen, *(name for name in auxiliary if name not in checkpoints)]):
         ingest(folders[layout], collection_of(layout), cast(Layout, layout), store=store, split="test")
-    plan = TrainingPlan(backbone, make_geometry(backbone, image_size, feature_layers, dpam_layers), epochs)
+    geometry = make_geometry(backbone, image_size, feature_layers, dpam_layers, map_definition)
+    plan = TrainingPlan(backbone, geometry, epochs)
     models = {name: model_of(name, checkpoints.get(name), plan, store) for name in auxiliary}
     results = [evaluate_set(layout, models[auxiliary_of(layout)], store) for layout in chosen]
     return ReproduceSummary(AUPRO_DEFINITION, results, left_out, not_recognised)
@@ -105,7 +107,7 @@ def model_of(layout: str, checkpoint: str | None, plan: TrainingPlan, store: str
         return import_published(store, checkpoint, plan.backbone, plan.geometry, for_comparison=True).model.uri
     collections = [collection_of(layout)]
     features = compute_features(store, collections, plan.backbone, plan.geometry)
-    return learn_prompts(store, collections, plan, features, for_comparison=True)[0].uri
+    return learn_prompts(store, collections, plan, features, for_comparison=True).model.uri
 
 
 def evaluate_set(layout: str, model: str, store: str) -> Reproduced:

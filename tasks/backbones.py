@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from models.backbone import EMBEDDED, Backbone, check_layers, load_backbone, model_config
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE, embedded_config
 from tasks.errors import InputError
 from tasks.store import CACHE, open_filesystem
+
+MapDefinition = Literal["last", "multi-layer"]
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,39 @@ def make_geometry(
     image_size: int | None = None,
     feature_layers: Sequence[int] | None = None,
     dpam_layers: int | None = None,
+    map_definition: MapDefinition = "last",
 ) -> Geometry:
     """What is not given is the backbone's own: the paper's for ViT-L/14@336, its like for others.
 
-    That is 518 pixels, the last layer alone, and V-V attention in 19 of 24 blocks. Raises InputError where the backbone
-    has no such layers.
+    That is 518 pixels, the last layer alone, and V-V attention in 19 of 24 blocks. Feature layers are given by number or
+    by the name of a map's definition. Raises InputError where the backbone has no such layers.
     """
     vision = backbone_config(spec)["vision_cfg"]
     depth = vision["layers"]
     size, dpam = (IMAGE_SIZE, DPAM_LAYERS) if spec == EMBEDDED else (vision["image_size"], round(depth * 19 / 24))
     if spec != EMBEDDED and vision["patch_size"] == 14:
         size = 518
-    layers, dpam = tuple(feature_layers or (depth,)), dpam if dpam_layers is None else dpam_layers
+    if feature_layers and map_definition != "last":
+        raise InputError(f"the map {map_definition!r} has layers of its own: leave out the feature layers")
+    named = quarters(depth) if map_definition == "multi-layer" else (depth,)
+    layers, dpam = tuple(feature_layers or named), dpam if dpam_layers is None else dpam_layers
     try:
         check_layers(layers, dpam, depth)
     except ValueError as error:
         raise InputError(f"the backbone {spec!r} has {depth} blocks: {error}") from error
     return Geometry(image_size or size, layers, dpam)
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """Feature layers of the multi-layer map: 6, 12, 18 and 24 of 24 blocks."""
+    return tuple(dict.fromkeys(max(1, round(depth * quarter / 4)) for quarter in (1, 2, 3, 4)))
+
+
+def map_name(spec: str, layers: tuple[int, ...]) -> str:
+    """The definition of a backbone's map by its layers: `last` (the published one), `multi-layer`, or others' numbers."""
+    depth = backbone_config(spec)["vision_cfg"]["layers"]
+    definitions = {(depth,): "last", quarters(depth): "multi-layer"}
+    return definitions.get(layers, f"layers {', '.join(map(str, layers))}")
 
 
 def backbone_config(spec: str) -> dict[str, Any]:

@@ -226,12 +226,27 @@ def open_detector(
 
 
 @contextmanager
-def tracked_run(store: Store, name: str, params: Mapping[str, Any]) -> Iterator[str]:
+def tracked_run(
+    store: Store, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """An MLflow run of our experiment; yields its id."""
     use_tracking(store)
-    with mlflow.start_run(run_name=name) as run:
+    with mlflow.start_run(run_name=name, tags=dict(tags or {})) as run:
         mlflow.log_params(dict(params))
         yield run.info.run_id
+
+
+def end_killed_runs(store: Store, tag: str, value: str) -> None:
+    """End as KILLED the runs with this tag that are RUNNING still: nobody did it when their process died.
+
+    One that is alive after all ends as FINISHED all the same: its own end is written later.
+    """
+    client = use_tracking(store)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment, "use_tracking has made it"
+    found = client.search_runs([experiment.experiment_id], f"tags.{tag} = '{value}' and attributes.status = 'RUNNING'")
+    for run in found:
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def mlflow_links(store: Store, model: ModelVersion, run_id: str | None = None) -> dict[str, str]:

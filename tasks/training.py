@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -25,11 +25,11 @@ from models.backbone import Backbone
 from models.detector import Detector, resolve_device
 from models.prompts import PromptLearner
 from models.training import StepLoss, make_optimizer, train_prompts, validation_loss
-from tasks.backbones import Geometry, kept_backbone
+from tasks.backbones import Geometry, kept_backbone, map_name
 from tasks.errors import InputError
 from tasks.features import CachedFeatures, cache_folder, open_features
 from tasks.progress import advance, progress
-from tasks.registry import ModelVersion, register_bundle, tracked_run
+from tasks.registry import ModelVersion, end_killed_runs, register_bundle, tracked_run
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
 
@@ -88,35 +88,53 @@ class EpochLoss:
     validation: float | None = None
 
 
+class Trained(NamedTuple):
+    """The registered version and the losses of the epoch that its prompts are of; epochs: how many ran.
+
+    images were trained on, held_back are those of the validation.
+    """
+
+    model: ModelVersion
+    loss: EpochLoss
+    epochs: int
+    images: int
+    held_back: int
+
+
 @task(
     name="learn prompts", cache_policy=NO_CACHE,
     retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
 )  # fmt: skip
 def learn_prompts(
     store: str, collections: list[str], plan: TrainingPlan, features: str, for_comparison: bool = False
-) -> tuple[ModelVersion, EpochLoss]:
-    """Learn prompts from cached features, log the losses to MLflow, register the bundle; returns it and its losses.
+) -> Trained:
+    """Learn prompts from cached features, log the losses to MLflow, register the bundle.
 
+    Where a run of the same plan was killed, this one goes on from its last epoch, and that one is ended in MLflow.
     for_comparison: as `register_bundle` has it.
     """
     backbone = kept_backbone(plan.backbone, plan.geometry.image_size).to(resolve_device("auto"))
     cache = cache_folder(Store(store))
     cached = open_features(cache / "features" / features)
-    state_file = cache / "training" / f"{plan_key(plan, features)}.pt"
+    images, held_back = map(len, split_by_class(cached, plan))
     facts = {
-        "collections": collections, "images": len(cached.usable), "epochs": plan.epochs, "lr": plan.lr,
-        "seed": plan.seed, "validation_share": plan.validation_share, "patience": plan.patience, "features": features,
+        "collections": collections, "images": images, "held_back_images": held_back, "max_epochs": plan.epochs,
+        "lr": plan.lr, "seed": plan.seed, "validation_share": plan.validation_share, "patience": plan.patience,
+        "map": map_name(plan.backbone, plan.geometry.feature_layers), "features": features,
     }  # fmt: skip
     params = asdict(plan) | facts | {"backbone_sha256": backbone.weights_sha256, "collections": ",".join(collections)}
-    with tracked_run(Store(store), f"train {', '.join(collections)}", params) as run_id:
-        mlflow.set_tag("step", "train")
+    del params["epochs"]  # how many ran is known at the end
+    key, names = plan_key(plan, features), ", ".join(collections)
+    end_killed_runs(Store(store), "training", key)
+    with tracked_run(Store(store), f"train {names}", params, {"step": "train", "training": key}) as run_id:
         with progress("training", plan.epochs, "epochs"):
-            prompts, loss = learn(plan, backbone, cached, state_file, log_epoch)
+            prompts, loss, epochs = learn(plan, backbone, cached, cache / "training" / f"{key}.pt", log_epoch)
+        outcome = {"epochs": epochs, "chosen_epoch": loss.epoch}
+        mlflow.log_params(outcome)
         with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
-            bundle = build_detector(plan, backbone, prompts, facts).save(folder)
-            description = f"prompts learned on {', '.join(collections)}"
-            version = register_bundle(Store(store), bundle, run_id, description, for_comparison)
-    return version, loss
+            bundle = build_detector(plan, backbone, prompts, facts | outcome).save(folder)
+            version = register_bundle(Store(store), bundle, run_id, f"prompts learned on {names}", for_comparison)
+    return Trained(version, loss, epochs, images, held_back)
 
 
 def log_epoch(loss: EpochLoss) -> None:
@@ -142,8 +160,8 @@ def learn(
     cached: CachedFeatures,
     state_file: Path,
     on_epoch: Callable[[EpochLoss], None],
-) -> tuple[PromptLearner, EpochLoss]:
-    """The learned prompts and the losses of their epoch: the last one, or the best one where there is patience.
+) -> tuple[PromptLearner, EpochLoss, int]:
+    """The learned prompts, the losses of their epoch (the last one; with patience the best one), and how many ran.
 
     Goes on from the state file where there is one; on_epoch also hears the epochs before it.
     """
@@ -171,9 +189,9 @@ def learn(
         state.end_epoch(mean_loss(epoch, losses, validation))
         on_epoch(state.history[-1])
     if not plan.patience:
-        return prompts, state.history[-1]
+        return prompts, state.history[-1], len(state.history)
     prompts.load_state_dict(state.best_prompts)
-    return prompts, state.best
+    return prompts, state.best, len(state.history)
 
 
 def split_by_class(cached: CachedFeatures, plan: TrainingPlan) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,17 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(anomalyclip: Command, argumen
     assert "Traceback" not in answer.err
 
 
+def test_training_names_its_map_its_images_and_its_epochs(anomalyclip: Command, images: Path, tmp_path: Path):
+    anomalyclip("ingest", str(images), "--collection", "parts", "--layout", "folders")
+    assert anomalyclip("train", "--collection", "parts", "--map", "multi-layer", "--feature-layers", "4").code == 2
+    line = anomalyclip("train", "--collection", "parts", "--epochs", "2", "--map", "multi-layer").out
+    assert line.startswith("models:/anomalyclip/1: 2 epochs on 24 images of parts, loss ")
+    assert line.endswith("map: multi-layer\n")
+    (config,) = (tmp_path / "store/mlartifacts").rglob("config.json")
+    facts = json.loads(config.read_text())
+    assert (facts["feature_layers"], facts["training"]["map"]) == ([1, 2, 3, 4], "multi-layer")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

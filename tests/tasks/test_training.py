@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.backbones import make_geometry, open_backbone
+from models.detector import read_bundle_config
+from tasks.backbones import make_geometry, map_name, open_backbone
 from tasks.errors import InputError
 from tasks.features import CachedFeatures, compute_features, open_features, training_material
 from tasks.manifest import ingest_source
-from tasks.registry import CHAMPION_URI, resolve_model, use_tracking
+from tasks.registry import CHAMPION_URI, EXPERIMENT, MODEL_NAME, bundle_folder, resolve_model, use_tracking
 from tasks.store import Store
-from tasks.training import EpochLoss, TrainingPlan, learn, learn_prompts, split_by_class
+from tasks.training import EpochLoss, TrainingPlan, learn, learn_prompts, plan_key, split_by_class
 from tests.tasks.conftest import photo, write_photos
 
 GEOMETRY = make_geometry("embedded", 96)
@@ -92,7 +93,7 @@ def test_an_unreadable_image_is_left_out(store: Store, source: Path) -> None:
 def test_without_masks_the_image_loss_alone_is_trained(store: Store, source: Path) -> None:
     ingest(store, source / "test", "folders")
     features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
-    _, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1), features)
+    loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1), features).loss
     assert loss.local == 0
     assert loss.total == loss.image > 0
 
@@ -107,11 +108,11 @@ def test_learning_that_was_killed_ends_with_the_same_prompts(store: Store, sourc
             raise KeyboardInterrupt
 
     history: list[EpochLoss] = []
-    undisturbed, _ = learn(plan(epochs=4), backbone, cached, tmp_path / "quiet.pt", history.append)
+    undisturbed, *_ = learn(plan(epochs=4), backbone, cached, tmp_path / "quiet.pt", history.append)
     with pytest.raises(KeyboardInterrupt):
         learn(plan(epochs=4), backbone, cached, tmp_path / "killed.pt", die_after_two)
     heard: list[EpochLoss] = []
-    resumed, _ = learn(plan(epochs=4), backbone, cached, tmp_path / "killed.pt", heard.append)
+    resumed, *_ = learn(plan(epochs=4), backbone, cached, tmp_path / "killed.pt", heard.append)
     assert heard == history
     for before, after in zip(undisturbed.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(before, after)
@@ -120,17 +121,16 @@ def test_learning_that_was_killed_ends_with_the_same_prompts(store: Store, sourc
 def test_learning_lowers_the_loss_and_depends_on_the_seed(store: Store, source: Path) -> None:
     ingest(store, source, "mvtec")
     features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
-    first, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1), features)
-    longer, later = learn_prompts.fn(store.uri, ["nut"], plan(epochs=30), features)
-    other, _ = learn_prompts.fn(store.uri, ["nut"], plan(epochs=1, seed=3), features)
-    assert later.total < loss.total
-    assert len({first.digest, longer.digest, other.digest}) == 3
+    plans = plan(epochs=1), plan(epochs=30), plan(epochs=1, seed=3)
+    first, longer, other = (learn_prompts.fn(store.uri, ["nut"], each, features) for each in plans)
+    assert longer.loss.total < first.loss.total
+    assert len({trained.model.digest for trained in (first, longer, other)}) == 3
 
 
 def test_losses_and_what_was_trained_are_in_the_run_of_the_registered_version(store: Store, source: Path) -> None:
     ingest(store, source, "mvtec")
     features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
-    model, loss = learn_prompts.fn(store.uri, ["nut"], plan(epochs=2), features)
+    model, loss, *_ = learn_prompts.fn(store.uri, ["nut"], plan(epochs=2), features)
     client = use_tracking(store)
     run = client.get_run(client.get_model_version(model.name, model.version).run_id)
     assert run.info.status == "FINISHED"
@@ -139,6 +139,21 @@ def test_losses_and_what_was_trained_are_in_the_run_of_the_registered_version(st
     assert [point.step for point in curve] == [1, 2]
     assert curve[-1].value == loss.total
     assert resolve_model(store, CHAMPION_URI) == model
+
+
+def test_a_run_that_was_killed_is_ended_by_the_one_that_goes_on(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+    killed, other = plan_key(plan(epochs=2), features), plan_key(plan(epochs=3), features)
+    client = use_tracking(store)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    left = {key: client.create_run(experiment, tags={"training": key}).info.run_id for key in (killed, other)}
+    learn_prompts.fn(store.uri, ["nut"], plan(epochs=2), features)
+    assert client.get_run(left[killed]).info.status == "KILLED"
+    assert client.get_run(left[other]).info.status == "RUNNING"
+    learn_prompts.fn(store.uri, ["nut"], plan(epochs=2), features)
+    ended = [run.info.status for run in client.search_runs([experiment], f"tags.training = '{killed}'")]
+    assert sorted(ended) == ["FINISHED", "FINISHED", "KILLED"]
 
 
 def test_two_trainings_at_once_share_their_features(store: Store, source: Path) -> None:
@@ -221,11 +236,11 @@ def test_patience_stops_and_takes_the_best_epoch_even_after_a_kill(store, two_cl
     cached = open_features(Path(store.uri) / "cache/features" / two_classes)
     backbone, heard = open_backbone("embedded", 96), list[EpochLoss]()
     eager = plan(epochs=40, lr=0.05, validation_share=0.5, patience=2)
-    prompts, best = learn(eager, backbone, cached, tmp_path / "a.pt", heard.append)
+    prompts, best, epochs = learn(eager, backbone, cached, tmp_path / "a.pt", heard.append)
     assert len(heard) < 40
     assert best == min(heard, key=lambda loss: loss.validation)
-    assert heard[-1].epoch == best.epoch + 2
-    again, same = learn(eager, backbone, cached, tmp_path / "a.pt", lambda _: None)
+    assert heard[-1].epoch == best.epoch + 2 == epochs
+    again, same, _ = learn(eager, backbone, cached, tmp_path / "a.pt", lambda _: None)
     assert same == best
     assert all(
         torch.equal(a, b) for a, b in zip(prompts.state_dict().values(), again.state_dict().values(), strict=True)
@@ -256,6 +271,36 @@ def test_a_validation_share_that_leaves_no_class_to_train_on_is_refused(store, t
 def test_a_plan_that_nothing_can_be_learned_with_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(**options)
+
+
+def test_summary_bundle_and_run_tell_what_was_trained_and_for_how_long(store, two_classes) -> None:
+    eager = plan(epochs=40, lr=0.05, validation_share=0.5, patience=2)
+    trained = learn_prompts.fn(store.uri, ["nut", "second"], eager, two_classes)
+    assert trained.epochs == trained.loss.epoch + 2 < 40
+    assert trained.images + trained.held_back == 19
+    assert trained.images in (8, 11)
+    with bundle_folder(store, trained.model) as folder:
+        facts = read_bundle_config(folder).training
+    expected = {"images": trained.images, "held_back_images": trained.held_back, "max_epochs": 40,
+                "epochs": trained.epochs, "chosen_epoch": trained.loss.epoch, "map": "last"}  # fmt: skip
+    assert {name: facts[name] for name in expected} == expected
+    client = use_tracking(store)
+    params = client.get_run(client.get_model_version(MODEL_NAME, trained.model.version).run_id).data.params
+    assert {name: params[name] for name in expected} == {name: str(value) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [("embedded", (1, 2, 3, 4)), ("ViT-L-14-336-quickgelu", (6, 12, 18, 24)), ("ViT-B-16-quickgelu", (3, 6, 9, 12))],
+)
+def test_both_definitions_of_the_map_have_a_name(spec: str, layers: tuple[int, ...]) -> None:
+    assert make_geometry(spec, map_definition="multi-layer").feature_layers == layers
+    assert make_geometry(spec).feature_layers == layers[-1:]
+    assert [map_name(spec, found) for found in (layers, layers[-1:], layers[1:])] == [
+        "multi-layer", "last", f"layers {', '.join(map(str, layers[1:]))}",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="'multi-layer' has layers of its own"):
+        make_geometry(spec, feature_layers=(1,), map_definition="multi-layer")
 
 
 @pytest.mark.parametrize("layers", [{"feature_layers": (4, 9)}, {"feature_layers": (0,)}, {"dpam_layers": 77}])
