@@ -179,7 +179,7 @@ def best_seconds(call: Callable[[], Any], device: torch.device, shortest: float)
 
 
 def benchmark(
-    model: str, batches: Sequence[int], precisions: Sequence[str], device: str, compiled: bool
+    model: str, batches: Sequence[int], precisions: Sequence[str], device: str, compiled: bool = False
 ) -> list[dict[str, Any]]:
     """One row a configuration, the yardstick first; progress goes to standard error."""
     cases = [Case(model, PUBLISHED, "fp32", 1)]
