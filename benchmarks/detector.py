@@ -142,10 +142,8 @@ def measure(case: Case, bundle: Path, device: str, compiled: bool) -> dict[str, 
     if case.implementation == PUBLISHED:
         call, batches = published_call(bundle, pixels), 1
     else:
-        detector, batches = (
-            load_detector(bundle, device, case.precision, compiled=compiled),
-            8 if where.type == "cuda" else 1,
-        )
+        detector = load_detector(bundle, device, case.precision, compiled=compiled)
+        batches = 8 if where.type == "cuda" else 1
         call = lambda: list(score_stream(detector, [pixels] * batches))  # noqa: E731
     seconds = best_seconds(call, where, SHORTEST) / batches / case.batch
     memory = {"peak_memory_gb": peak_memory_gb()}

@@ -176,9 +176,11 @@ def difference_lines(summary: Any, names: dict[str, str]) -> list[str]:
         row = {"class_name": d.class_name, "run_id": d.run_id} | dict.fromkeys(METRIC_HEADS)
         moved.setdefault((d.class_name, d.run_id), row)[d.metric] = str(d)
     shown = [heads for heads in WITH_INTERVALS if any(row[metric] for row in moved.values() for metric in heads)]
-    first = summary.metrics[0].run_id
-    lines = [f"differences to run {first}, with 95 % intervals of a paired bootstrap over the images"] if shown else []
-    lines += ["\n\n".join(as_table(list(moved.values()), names | heads) for heads in shown)] if shown else []
+    lines = []
+    if shown:
+        first = summary.metrics[0].run_id
+        lines.append(f"differences to run {first}, with 95 % intervals of a paired bootstrap over the images")
+        lines.append("\n\n".join(as_table(list(moved.values()), names | heads) for heads in shown))
     if PIXEL_HEADS not in shown and any(row.pixel_auroc is not None for row in summary.metrics):
         lines.append(
             "no differences of pixel metrics: the runs did not draw the same images for them; evaluate both again"

@@ -213,13 +213,17 @@ def load_detector(
 
 def read_bundle_tensors(folder: str | Path) -> tuple[Tensor, dict[str, Tensor]]:
     """Text features (2, D) and prompts of a bundle; ValueError where they are missing or damaged."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        text = load_file(Path(folder) / "text_features.safetensors")["text_features"]
-        prompts = load_file(Path(folder) / "prompts.safetensors")
-    except Exception as error:  # safetensors has an error of its own for each kind of damage
-        raise ValueError(f"the bundle {str(folder)!r} is damaged: {error}") from error
+    tensors = {}
+    for name in ("text_features.safetensors", "prompts.safetensors"):
+        try:
+            tensors[name] = load_file(Path(folder) / name)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"the bundle {str(folder)!r} is damaged: {name} cannot be read: {error}") from error
+    found, prompts = tensors.values()
+    text = found.get("text_features", torch.empty(0))
     if text.ndim != 2 or len(text) != 2 or not text.isfinite().all():
         raise ValueError(f"the bundle {str(folder)!r} is damaged: its text features are no two finite vectors")
     return text, prompts

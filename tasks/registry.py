@@ -13,12 +13,10 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from models import Detector, load_detector
 from models.baselines import Baseline
-from models.detector import bundle_digest, read_bundle_config
+from models.detector import bundle_digest, read_bundle_config, read_bundle_tensors
 from tasks.backbones import open_backbone
 from tasks.errors import InputError
 from tasks.pyfunc import save_pyfunc
@@ -29,7 +27,6 @@ CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 BASELINES = "baselines:/"  # NAME/VERSION: what a store keeps of a baseline, beside the registry
 EXPERIMENT = "anomalyclip"
-TENSOR_FILES = ("prompts.safetensors", "text_features.safetensors")
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of names, versions and aliases
 
 
@@ -146,14 +143,10 @@ def resolve_model(store: Store, model: str) -> ModelVersion:
 def check_bundle(folder: Path) -> None:
     """InputError where a file of a bundle is missing or cannot be read; a baseline has no tensors."""
     try:
-        files = () if read_bundle_config(folder).baseline else TENSOR_FILES
+        if not read_bundle_config(folder).baseline:
+            read_bundle_tensors(folder)
     except ValueError as error:
         raise InputError(str(error)) from error
-    for name in files:
-        try:
-            load_file(folder / name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"the bundle {str(folder)!r} is damaged: {name} cannot be read: {error}") from error
 
 
 def resolve_baseline(store: Store, uri: str) -> ModelVersion:

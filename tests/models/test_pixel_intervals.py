@@ -1,6 +1,6 @@
 """Bootstrapped pixel metrics are those of the drawn images; the draws are paired, and memory does not grow with them."""
 
-import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from models.intervals import interval
 from models.metrics import aupro, pixel_metrics
 from models.pixel_intervals import ImageCounts, PixelBootstrap, bins_of, bootstrap_pixel_metrics
 from models.ranking import official_area, official_thresholds, overlap_weights
+from tests.memory import traced_peak
 
 TOLERANCES = {"auroc": 3e-4, "ap": 1e-3, "f1_max": 4e-3, "standard": 3e-4}  # of small, ragged maps
 
@@ -138,16 +139,13 @@ def test_maps_that_are_not_finite_are_refused(bad: float) -> None:
 def test_memory_does_not_grow_with_the_number_of_maps() -> None:
     labels, masks, maps = random_case(7, images=4)
 
-    def peak(images: int) -> int:
-        tracemalloc.start()
+    def run(images: int) -> None:
         many = np.resize(labels, images)
         bootstrap = PixelBootstrap(many, bins_of(many, (maps[i % 4] for i in range(images))), resamples=100)
         for number in range(images):
             bootstrap.add(masks[number % 4], maps[number % 4])
         bootstrap.draws()
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
 
-    peak(4)
-    assert peak(1600) < peak(800) + 1_000_000  # the histograms of the other 800 are 19 MB, their maps 13 MB
+    run(4)
+    fewer, more = (traced_peak(partial(run, images)) for images in (800, 1600))
+    assert more < fewer + 1_000_000  # the histograms of the other 800 are 19 MB, their maps 13 MB

@@ -1,6 +1,6 @@
 """Maps that come one by one have the metrics of all of them together; memory does not grow with their number."""
 
-import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import pytest
 from models import ranking
 from models.metrics import aupro, pixel_metrics, pro_curve
 from models.ranking import PixelRanking, to_keys
+from tests.memory import traced_peak
 
 exactly = {"rel": 0, "abs": 1e-12}
 
@@ -122,17 +123,12 @@ def test_memory_does_not_grow_with_the_number_of_maps(monkeypatch: pytest.Monkey
     masks = rng.random((4, 64, 64)) < 0.2
     maps = rng.random(masks.shape, np.float32) + np.float32(0.5)
 
-    def peak(images: int) -> int:
-        tracemalloc.start()
+    def run(images: int) -> None:
         with PixelRanking() as pixels:
             for number in range(images):
                 pixels.add(masks[number % 4], maps[number % 4])
             pixels.result()
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
 
-    peak(4)
-    assert (
-        peak(800) < peak(400) + 1_000_000
-    )  # the pixels of the other 400 are 8 MB; threads of other tests allocate, too
+    run(4)
+    fewer, more = (traced_peak(partial(run, images)) for images in (400, 800))
+    assert more < fewer + 1_000_000  # the pixels of the other 400 are 8 MB; threads of other tests allocate, too

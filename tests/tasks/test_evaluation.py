@@ -2,7 +2,6 @@
 
 import json
 import re
-import tracemalloc
 from pathlib import Path
 
 import mlflow
@@ -36,6 +35,7 @@ from tasks.manifest import ingest_source, read_manifest
 from tasks.scoring import plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts
+from tests.memory import traced_peak
 from tests.tasks.conftest import Registered, write_photos
 
 CONFIG = DetectorConfig("embedded", "0" * 64, image_size=32, sigma=1.0)
@@ -224,11 +224,7 @@ def test_memory_does_not_grow_with_the_number_of_images(monkeypatch: pytest.Monk
 
     def peak(images: int) -> int:
         rows, grids = synthetic_class("part", 0, [0, 1] * (images // 2), [None, uri] * (images // 2))
-        tracemalloc.start()
-        rank_maps(rows, grids, CONFIG, [0, 0])
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
+        return traced_peak(lambda: rank_maps(rows, grids, CONFIG, [0, 0]))
 
     peak(64)
     assert peak(300) < peak(150) + 200_000  # the maps and masks of the other 150 are 0.75 MB, their histograms 1.6 MB
