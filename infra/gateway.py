@@ -56,7 +56,7 @@ osd memory target = 939524096
 memstore device bytes = {capacity}
 bluestore block size = {capacity}
 [client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast tcp_nodelay=1 endpoint=127.0.0.1:{port}
 rgw dynamic resharding = false
 rgw override bucket index max shards = 1
 rgw thread pool size = 64

@@ -8,6 +8,7 @@ collection in one precision.
 
 import io
 import threading
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from threadpoolctl import ThreadpoolController
 
 from models import Detector
 from models.baselines import Baseline
@@ -47,6 +49,7 @@ SHARD_SIZE = 256
 READERS = 16  # threads that read and decode ahead of the model
 WRITERS = 8  # threads that cut and write masks behind it
 READ_AHEAD = 3  # batches
+NUMPY_BLAS = ThreadpoolController().select(prefix="libscipy_openblas")
 
 
 @dataclass(frozen=True)
@@ -235,10 +238,13 @@ def _load_detector(store: str, model: ModelVersion, precision: str) -> Detector 
 
 
 def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) -> ScoredShard:
-    """Score one shard and write its masks, then its maps, then its scores."""
+    """Score one shard and write its masks, then its maps, then its scores.
+
+    The writers cut masks with NumPy's small matrix products, whose own threads would spin on the model's cores.
+    """
     rows = read_shard(output.store, output.collection, shard)
     scored, maps = [], []
-    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
+    with NUMPY_BLAS.limit(limits=1), ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         pending: deque[Future[dict[str, Any]]] = deque()
         with closing(score_rows(detector, rows, readers)) as results:
             for row, result in results:
@@ -372,7 +378,7 @@ def cut_mask(
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
+    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

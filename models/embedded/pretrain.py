@@ -2,8 +2,8 @@
 
     python -m models.embedded.pretrain --work pretrain
 
-Three phases. A convolutional stem is taught by an EfficientNet-Lite0 that knows ImageNet (`distil.py`). While it stays as
-it is, the CLIP above it learns by four losses; then both go on together. Contrastive with soft targets: in a batch,
+Four phases. A convolutional stem is taught by an EfficientNet-Lite0 that knows ImageNet (`distil.py`). While it stays as
+it is, the CLIP above it learns by four losses; then both go on together, twice. Contrastive with soft targets: in a batch,
 every image that a caption describes is its positive. State: the class token must prefer the abnormal wording of a
 caption pair for damaged images. Patch: so must the V-V patch tokens inside the defect mask, which is what makes anomaly
 maps work (without it they are near chance). A linear probe of the class token gets the contrastive part going. Families
@@ -41,7 +41,6 @@ CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 12},
 }
 TEMPERATURE = 0.07
-STEM_LR = 0.1  # of the learning rate of all else
 CAPTIONS = 32  # a step
 CONE = 3.0  # see narrow_cone
 
@@ -170,7 +169,7 @@ class Phase:
     steps: int
     whole: float
     peak_lr: float
-    trains_stem: bool
+    stem_lr: float  # of the learning rate of all else; 0 leaves the stem as it is
 
     def lr(self, step: int) -> float:
         """Linear warm-up over 200 steps, then cosine to a twentieth."""
@@ -197,12 +196,12 @@ def build_clip(stem: ConvStem, seed: int) -> Any:
 class Optimizers:
     """Muon for the matrices inside the vision blocks (fewer images than AdamW to the same losses), AdamW for the rest."""
 
-    def __init__(self, clip: Any) -> None:
+    def __init__(self, clip: Any, stem_lr: float) -> None:
         inside = [p for n, p in clip.named_parameters() if n.startswith("visual.transformer") and p.ndim == 2]
         stem = [p for p in clip.visual.conv1.stages.parameters() if p.requires_grad]
         chosen = {id(p) for p in (*inside, *stem)}
         others = [p for p in clip.parameters() if id(p) not in chosen and p.requires_grad]
-        groups = [{"params": others, "gain": 1.0}] + [{"params": stem, "gain": STEM_LR}] * bool(stem)
+        groups = [{"params": others, "gain": 1.0}] + [{"params": stem, "gain": stem_lr}] * bool(stem)
         self.parts = (
             torch.optim.Muon([{"params": inside, "gain": 1.0}], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
@@ -228,8 +227,8 @@ def train(
 ) -> Any:
     """The moving average of the weights after a step (default: the last), or gone on from the checkpoint."""
     stop = phase.steps if stop is None else stop
-    clip.visual.conv1.stages.requires_grad_(phase.trains_stem)
-    optimizer = Optimizers(clip.train())
+    clip.visual.conv1.stages.requires_grad_(phase.stem_lr > 0)
+    optimizer = Optimizers(clip.train(), phase.stem_lr)
     average, start = copy.deepcopy(clip), 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -300,15 +299,18 @@ def main() -> None:
     parser.add_argument("--stem-steps", type=int, default=900)
     parser.add_argument("--steps", type=int, default=2400, help="above the frozen stem")
     parser.add_argument("--joint-steps", type=int, default=1800, help="of stem and CLIP together")
+    parser.add_argument("--again-steps", type=int, default=2000, help="of both, with larger steps and more whole scenes")
     parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     pool = Pool(make_pool(args.work / "scenes", args.pool, args.seed))
     stem = distil(pool, CONFIG["vision_cfg"]["width"], args.stem_steps, args.scenes, args.seed, args.work / "stem.pt")
     clip = build_clip(stem, args.seed)
+    first = args.steps + args.joint_steps
     for phase in (
-        Phase("frozen stem", 0, args.steps, whole=0.1, peak_lr=2e-3, trains_stem=False),
-        Phase("joint", args.steps, args.joint_steps, whole=0.3, peak_lr=6e-4, trains_stem=True),
+        Phase("frozen stem", 0, args.steps, whole=0.1, peak_lr=2e-3, stem_lr=0.0),
+        Phase("joint", args.steps, args.joint_steps, whole=0.3, peak_lr=6e-4, stem_lr=0.1),
+        Phase("joint again", first, args.again_steps, whole=0.5, peak_lr=1e-3, stem_lr=0.3),
     ):
         clip = train(pool, clip, phase, args.scenes, args.seed, args.work / f"{phase.name.replace(' ', '-')}.pt")
     export(clip.state_dict(), args.out)
