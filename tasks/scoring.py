@@ -49,7 +49,9 @@ SHARD_SIZE = 256
 READERS = 16  # threads that read and decode ahead of the model
 WRITERS = 8  # threads that cut and write masks behind it
 READ_AHEAD = 3  # batches
-NUMPY_BLAS = ThreadpoolController().select(prefix="libscipy_openblas")
+
+# Masks are cut with small products, many at a time: NumPy's threads would take ten times their work from the model's cores.
+ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1)
 
 
 @dataclass(frozen=True)
@@ -238,13 +240,10 @@ def _load_detector(store: str, model: ModelVersion, precision: str) -> Detector 
 
 
 def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) -> ScoredShard:
-    """Score one shard and write its masks, then its maps, then its scores.
-
-    The writers cut masks with NumPy's small matrix products, whose own threads would spin on the model's cores.
-    """
+    """Score one shard and write its masks, then its maps, then its scores."""
     rows = read_shard(output.store, output.collection, shard)
     scored, maps = [], []
-    with NUMPY_BLAS.limit(limits=1), ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         pending: deque[Future[dict[str, Any]]] = deque()
         with closing(score_rows(detector, rows, readers)) as results:
             for row, result in results:

@@ -299,7 +299,9 @@ def main() -> None:
     parser.add_argument("--stem-steps", type=int, default=900)
     parser.add_argument("--steps", type=int, default=2400, help="above the frozen stem")
     parser.add_argument("--joint-steps", type=int, default=1800, help="of stem and CLIP together")
-    parser.add_argument("--again-steps", type=int, default=2000, help="of both, with larger steps and more whole scenes")
+    parser.add_argument(
+        "--again-steps", type=int, default=2000, help="of both, with larger steps and more whole scenes"
+    )
     parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
