@@ -300,11 +300,12 @@ def metric_tables(
     names: dict[str, str],
     groups: Sequence[dict[str, str]] = (IMAGE_HEADS, PIXEL_HEADS | AUPRO_HEADS),
 ) -> str:
-    """The image metrics and below them the pixel metrics: side by side they are too wide for a terminal."""
+    """The image metrics and below them, where any is defined, the pixel metrics: side by side they are too wide."""
     first, *others = groups
+    defined = [heads for heads in others if any(row[name] is not None for row in rows for name in heads)]
     tables = [
         as_table(rows, names | {"images": "images"} | first),
-        *(as_table(rows, names | heads) for heads in others),
+        *(as_table(rows, names | heads) for heads in defined),
     ]
     return "\n\n".join(tables)
 
