@@ -215,9 +215,31 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     bf16 on processors with AMX; this call is fp32 everywhere.
     """
     x = x.to(weight.dtype)
-    if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled() and onednn_linear:
+    fp32_on_cpu = x.dtype == torch.float32 and x.device.type == "cpu"
+    if onednn_linear and (weight.is_mkldnn or (fp32_on_cpu and not torch.is_grad_enabled())):
         return onednn_linear(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def pack_matrices(visual: Any, tokens: int) -> None:
+    """In place: the matrices of the blocks in oneDNN's layout for products with so many rows, where a CPU has one.
+
+    It is else made anew in every product. They can then be multiplied with, by `linear`, and nothing else; the last block's
+    in_proj_weight stays as it is, because a part of it is taken (see project_qkv).
+    """
+    blocks = visual.transformer.resblocks
+    matrices = [(block.attn, "in_proj_weight") for block in blocks[:-1]]
+    matrices += [(m, "weight") for b in blocks for m in (b.attn.out_proj, b.mlp.c_fc, b.mlp.c_proj)]
+    for module, name in matrices:
+        matrix = getattr(module, name).detach()
+        if can_pack(matrix):
+            packed = torch.ops.mkldnn._reorder_linear_weight(matrix, tokens)
+            setattr(module, name, nn.Parameter(packed, requires_grad=False))
+
+
+def can_pack(matrix: Tensor) -> bool:
+    dtypes = [torch.float32] + [torch.bfloat16] * bool(onednn_linear and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(onednn_linear) and matrix.device.type == "cpu" and not matrix.is_mkldnn and matrix.dtype in dtypes
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -292,8 +314,8 @@ def load_backbone(spec: str, image_size: int | None = None, text_tower: bool = T
     """Load `embedded`, or `<open_clip model>:<pretrained tag or local path>`, at a square image_size (default: its own).
 
     Local weights are safetensors, OpenAI's TorchScript archive, or a plain state dict (read with weights_only=True).
-    Without the text tower, which is enough to score with a bundle, the file is read twice, once for its digest, and never
-    held whole. Raises ValueError with what to do: unknown model, missing file, weights that do not fit, OpenAI weights
+    Without the text tower, which is enough to score with a bundle, the file is read three times, once for its digest, and
+    never held whole. Raises ValueError with what to do: unknown model, missing file, weights that do not fit, OpenAI weights
     with a model name that would compute exact instead of quick GELU, no network for a hub tag.
     """
     config, state_dict = config_and_weights(spec)
@@ -301,9 +323,14 @@ def load_backbone(spec: str, image_size: int | None = None, text_tower: bool = T
     if text_tower:
         return build_backbone(config, state_dict, image_size, spec)
     digest = weights_digest(learned(state_dict))
-    del state_dict  # all its tensors keep the mapped file in memory together
-    state_dict = config_and_weights(spec)[1]
-    tensors = {name: state_dict[name].float() for name in state_dict if name.startswith(("visual.", "logit_scale"))}
+    tensors = dict[str, Tensor]()
+    for half in range(2):  # what a file's tensors map of it stays in memory until the last of them is gone
+        del state_dict
+        state_dict = config_and_weights(spec)[1]
+        names = [name for name in state_dict if name.startswith(("visual.", "logit_scale"))]
+        begin, end = half * len(names) // 2, (half + 1) * len(names) // 2
+        tensors |= {name: state_dict[name].to(torch.float32, copy=True) for name in names[begin:end]}
+    del state_dict
     return Backbone(build_clip(config, tensors, text_tower=False), config, image_size, spec, digest)
 
 

@@ -213,7 +213,7 @@ def open_detector(
             backbone = open_backbone(config.backbone, config.image_size, text_tower=config.baseline is not None)
             if config.baseline:
                 return Baseline(config, backbone, device, precision)
-            return load_detector(folder, device=device, precision=precision, backbone=backbone)
+            return load_detector(folder, device=device, precision=precision, backbone=backbone).pack()
         except ValueError as error:
             raise InputError(f"{model.uri} cannot be loaded: {error}") from error
 

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import published_form
 from models import Detector, load_detector
-from models.backbone import load_backbone
-from models.detector import bundle_digest, in_precision
+from models.backbone import can_pack, load_backbone
+from models.detector import PRECISIONS, bundle_digest, in_precision
 from models.prompts import PromptLearner
 from tests.models import seeded
 from tests.models.conftest import DPAM_LAYERS, FEATURE_LAYERS, IMAGE_SIZE
@@ -102,6 +102,29 @@ def test_reduced_precision_rounds_the_matrices_of_the_blocks_in_a_copy(small_bac
         assert value.dtype == torch.float32
         assert reduced[name].data_ptr() != value.data_ptr()
         assert torch.equal(reduced[name], value.to(reduced[name].dtype))
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-6), ("bf16", 8e-3), ("fp16", 1e-5)])
+def test_packed_matrices_give_the_same_in_batches_of_any_size(narrow_24, precision: str, bound: float) -> None:
+    backbone, prompts, images = narrow_24
+    as_they_are = Detector.build(backbone, prompts, 126, precision=precision)(images)
+    detector = Detector.build(copy.deepcopy(backbone), prompts, 126, precision=precision).pack()
+    packed = [name for name, value in detector.visual.named_parameters() if value.is_mkldnn]
+    can = can_pack(torch.empty(1, 1, dtype=PRECISIONS[precision]))
+    assert len(packed) == (24 * 4 - 1 if can else 0)
+    for batch in (images[:1], images):
+        found = detector(batch)
+        np.testing.assert_allclose(found.score, as_they_are.score[: len(batch)], atol=bound, rtol=0)
+        np.testing.assert_allclose(found.map, as_they_are.map[: len(batch)], atol=bound, rtol=0)
+
+
+def test_a_loaded_bundle_is_packed_unless_it_shares_its_backbone(tmp_path: Path) -> None:
+    backbone = load_backbone("embedded")
+    bundle = Detector.build(backbone, PromptLearner(backbone), backbone.image_size, (4,), 2).save(tmp_path)
+    kinds = [
+        {value.is_mkldnn for value in load_detector(bundle, backbone=b).visual.parameters()} for b in (backbone, None)
+    ]
+    assert kinds == [{False}, {False, can_pack(torch.empty(1, 1))}]
 
 
 def test_the_bundles_temperature_is_that_of_score_and_map(narrow_24) -> None:
