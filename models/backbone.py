@@ -233,13 +233,17 @@ def pack_matrices(visual: Any, tokens: int) -> None:
     for module, name in matrices:
         matrix = getattr(module, name).detach()
         if can_pack(matrix):
-            packed = torch.ops.mkldnn._reorder_linear_weight(matrix, tokens)
-            setattr(module, name, nn.Parameter(packed, requires_grad=False))
+            setattr(module, name, nn.Parameter(pack_matrix(matrix, tokens), requires_grad=False))
 
 
 def can_pack(matrix: Tensor) -> bool:
     dtypes = [torch.float32] + [torch.bfloat16] * bool(onednn_linear and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return bool(onednn_linear) and matrix.device.type == "cpu" and not matrix.is_mkldnn and matrix.dtype in dtypes
+
+
+def pack_matrix(matrix: Tensor, rows: int) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(matrix, rows)
+    return packed
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
