@@ -2,8 +2,8 @@
 
     python -m models.embedded.pretrain --work pretrain
 
-Four phases. A convolutional stem is taught by an EfficientNet-Lite0 that knows ImageNet (`distil.py`). While it stays as
-it is, the CLIP above it learns by four losses; then both go on together, twice. Contrastive with soft targets: in a batch,
+Three phases. A convolutional stem is taught by an EfficientNet-Lite0 that knows ImageNet (`distil.py`). While it stays as
+it is, the CLIP above it learns by four losses; then both go on together. Contrastive with soft targets: in a batch,
 every image that a caption describes is its positive. State: the class token must prefer the abnormal wording of a
 caption pair for damaged images. Patch: so must the V-V patch tokens inside the defect mask, which is what makes anomaly
 maps work (without it they are near chance). A linear probe of the class token gets the contrastive part going. Families
@@ -299,20 +299,15 @@ def main() -> None:
     parser.add_argument("--stem-steps", type=int, default=900)
     parser.add_argument("--steps", type=int, default=2400, help="above the frozen stem")
     parser.add_argument("--joint-steps", type=int, default=1800, help="of stem and CLIP together")
-    parser.add_argument(
-        "--again-steps", type=int, default=2000, help="of both, with larger steps and more whole scenes"
-    )
     parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     pool = Pool(make_pool(args.work / "scenes", args.pool, args.seed))
     stem = distil(pool, CONFIG["vision_cfg"]["width"], args.stem_steps, args.scenes, args.seed, args.work / "stem.pt")
     clip = build_clip(stem, args.seed)
-    first = args.steps + args.joint_steps
     for phase in (
         Phase("frozen stem", 0, args.steps, whole=0.1, peak_lr=2e-3, stem_lr=0.0),
         Phase("joint", args.steps, args.joint_steps, whole=0.3, peak_lr=6e-4, stem_lr=0.1),
-        Phase("joint again", first, args.again_steps, whole=0.5, peak_lr=1e-3, stem_lr=0.3),
     ):
         clip = train(pool, clip, phase, args.scenes, args.seed, args.work / f"{phase.name.replace(' ', '-')}.pt")
     export(clip.state_dict(), args.out)
