@@ -1,9 +1,9 @@
 """Scoring a collection shard by shard, each shard exactly once.
 
-A shard is a slice of an immutable manifest part. Its masks and maps are written first, its Parquet part of scores last:
-a part that exists is a shard that is done, whatever died or ran at the same time. Rows hold no time and no host, so that a
-shard scored twice gives the same bytes. A part says in its metadata in which precision it was scored: one model scores one
-collection in one precision.
+A shard is a slice of an immutable manifest part. Its masks and maps are written first, its Parquet part of scores last,
+and only where there is none: a part that exists is a shard that is done, whatever died or ran at the same time. Rows hold
+no time and no host, so that a shard scored twice gives the same bytes. A part says in its metadata in which precision it
+was scored: one model scores one collection in one precision.
 """
 
 import io
@@ -98,6 +98,10 @@ def part_key(manifest_part: str) -> str:
     return manifest_part.rpartition("part-")[2].removesuffix(".parquet")
 
 
+def part_name(shard: Shard) -> str:
+    return f"part-{shard.name}.parquet"
+
+
 def part_number(name: str) -> int:
     """Of a manifest part, in the order in which they were written; scores and maps have it in their names, too."""
     return int(part_key(name).partition("-")[0])
@@ -141,7 +145,7 @@ def check_precision(
     done = next((shard for shard in shards if shard not in waiting), None)
     if done is None:
         return
-    part = file_metadata(store, *scores_folder(collection, model.partition), f"part-{done.name}.parquet")
+    part = file_metadata(store, *scores_folder(collection, model.partition), part_name(done))
     if (before := part.get("precision", "fp32")) != precision:
         raise OtherPrecision(
             f"{model.uri} has scored {collection!r} in {before}, its scores in {precision} would mix with those: "
@@ -195,10 +199,12 @@ class Output:
     def decide(self, class_name: str, score: float) -> dict[str, Any]:
         return self.calibration.decide(class_name, score) if self.calibration else {}
 
-    def write_shard(self, kind: str, shard: Shard, data: bytes) -> str:
-        return self.store.write(
-            data, *scores_folder(self.collection, self.partition, kind), f"part-{shard.name}.parquet"
-        )
+    def write_maps(self, shard: Shard, data: bytes) -> str:
+        return self.store.write(data, *scores_folder(self.collection, self.partition, "maps"), part_name(shard))
+
+    def commit_scores(self, shard: Shard, data: bytes) -> bool:
+        """False where another run has committed the shard meanwhile: what is done is never written over."""
+        return self.store.create(data, *scores_folder(self.collection, self.partition), part_name(shard))
 
     def write_mask(self, image_id: str, png: bytes) -> str:
         return self.store.write(png, *scores_folder(self.collection, self.partition, "masks"), f"{image_id}.png")
@@ -254,9 +260,9 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
                     scored.append(pending.popleft().result())
                 advance()
         scored += [future.result() for future in pending]
-    output.write_shard("maps", shard, to_parquet(to_table(maps, MAPS)))
+    output.write_maps(shard, to_parquet(to_table(maps, MAPS)))
     table = to_table(scored, SCORES.with_metadata({"precision": output.precision}))
-    output.write_shard("scores", shard, to_parquet(table))
+    output.commit_scores(shard, to_parquet(table))
     return ScoredShard(shard.name, len(rows), count_values(scored, "error_kind"), count_values(scored, "decision"))
 
 

@@ -24,6 +24,8 @@ from tasks.errors import InputError
 CACHE = Path.home() / ".cache" / "anomalyclip"  # what this machine keeps beside a store that is remote
 WITHOUT_USER = r"^(?![^/]*://[^/]*@)"  # of a URI, also behind the name of a model: an object's key may have an @
 S3 = ("s3", "s3a")
+TAKEN = (errno.EINVAL, errno.EIO)  # how s3fs puts a 412 of a Ceph gateway, and a 409 of S3 where two create at once
+NO_CREATE = (errno.ENOSYS, errno.ENOTSUP, errno.EPERM)  # S3 without If-None-Match, a disk without hard links
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
         "retries": {"mode": "adaptive", "max_attempts": 8},
@@ -151,21 +153,27 @@ class Store:
         return self.uri_of(*parts)
 
     def create(self, data: bytes, *parts: str) -> bool:
-        """Write a small object unless there is one of this name; whether it was written. One of many at once succeeds."""
+        """Write one object as `write` does, unless there is one of this name; whether it was. One of many at once succeeds.
+
+        A store that cannot say so at once (S3 without If-None-Match, a disk without hard links) is asked before it is
+        written to: there two at the same moment may both succeed, and the last one stays.
+        """
         path = self.path(*parts)
         try:
             if self.local_root is None:
                 self.fs.pipe_file(path, data, mode="create")
             else:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "xb") as file:
-                    file.write(data)
+                create_file(Path(path), data)
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno == errno.EINVAL and self.exists(*parts):  # how s3fs puts a 412 of a Ceph gateway
+            if error.errno not in TAKEN + NO_CREATE:
+                raise
+            if self.exists(*parts):
                 return False
-            raise
+            if error.errno in TAKEN:
+                raise
+            self.write(data, *parts)
         return True
 
     def upload(self, file: Path, *parts: str) -> str:
@@ -209,14 +217,27 @@ def write_file(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def create_file(path: Path, data: bytes) -> None:
+    """A file that appears whole; FileExistsError where there is one."""
+    with aside(path) as partial:
+        partial.write_bytes(data)
+        os.link(partial, path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which is renamed into place when it is finished."""
+    with aside(path) as partial:
+        yield partial
+        os.replace(partial, path)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A name in the same folder, where nothing stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield partial
-        os.replace(partial, path)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise

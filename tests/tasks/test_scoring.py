@@ -19,7 +19,7 @@ from tasks import scoring
 from tasks.errors import InputError
 from tasks.manifest import ingest_source, read_manifest, records
 from tasks.registry import ModelVersion
-from tasks.scoring import Shard, check_precision, plan_shards, score_shard, scores_folder
+from tasks.scoring import Shard, check_precision, part_name, plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, file_metadata, read_parquet, read_parts, to_parquet
 from tests.tasks.conftest import photo, write_photos
@@ -108,9 +108,10 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(kind: str, store, source
     score(store, model)
     undisturbed = written(store)
     remove_results(store)
-    write, left = Store.write, {"masks": 6, "maps": 1, "scores": 1}
+    method = "create" if kind == "scores" else "write"
+    write, left = getattr(Store, method), {"masks": 6, "maps": 1, "scores": 1}
 
-    def die_in_the_second_shard(self: Store, data: bytes, *parts: str) -> str:
+    def die_in_the_second_shard(self: Store, data: bytes, *parts: str) -> Any:
         if kind in parts:
             left[kind] -= 1
             if left[kind] < 0:
@@ -118,7 +119,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(kind: str, store, source
         return write(self, data, *parts)
 
     with monkeypatch.context() as context:
-        context.setattr(Store, "write", die_in_the_second_shard)
+        context.setattr(Store, method, die_in_the_second_shard)
         with pytest.raises(SystemExit):
             score(store, model)
     assert len(store.find(*scores_folder("parts", model.partition))) == 1
@@ -194,6 +195,19 @@ def test_two_runs_at_once_do_no_harm(store, source, model) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda shard: score_shard.fn(store.uri, "parts", model, shard, "fp32"), pending * 2))
     assert written(store) == undisturbed
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_shard_that_another_run_has_committed_meanwhile_is_not_written_over(
+    place: str, s3, store, source, model
+) -> None:
+    target = store if place == "disk" else Store("s3://photos/store")
+    ingest(target, source)
+    _, pending = plan_shards(target, "parts", model.partition, 100)
+    score_shard.fn(target.uri, "parts", model, pending[0], "fp32")
+    first = target.read(*scores_folder("parts", model.partition), part_name(pending[0]))
+    score_shard.fn(target.uri, "parts", model, pending[0], "bf16")  # planned before the other was done
+    assert target.read(*scores_folder("parts", model.partition), part_name(pending[0])) == first
 
 
 def score_all(store: str, model: ModelVersion) -> None:

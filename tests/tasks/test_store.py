@@ -1,9 +1,11 @@
 """Objects appear whole or not at all, on disk as in a bucket."""
 
+import errno
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -47,6 +49,25 @@ def test_of_many_that_create_an_object_one_does(place: str, s3, tmp_path: Path) 
         created = list(pool.map(lambda number: store.create(b"%d" % number, "a", "claim"), range(8)))
     assert created.count(True) == 1
     assert store.read("a", "claim") == b"%d" % created.index(True)
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_store_that_cannot_create_is_asked_before_it_is_written_to(
+    place: str, s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "store") if place == "disk" else "s3://photos/store")
+    real = store.fs.pipe_file if place == "s3" else None
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        if real and options.get("mode") != "create":
+            real(*arguments, **options)
+        else:
+            raise OSError(errno.ENOSYS if real else errno.EPERM, "not implemented")
+
+    monkeypatch.setattr(*((store.fs, "pipe_file") if real else ("tasks.store.os.link",)), refuse)
+    assert store.create(b"one", "claim")
+    assert not store.create(b"two", "claim")
+    assert (store.read("claim"), store.find()) == (b"one", ["claim"])
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
