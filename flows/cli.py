@@ -7,9 +7,11 @@ Exit 0: done; 2: wrong use or unusable input, in one sentence; 1: it failed; 130
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 refuse_credentials(value)  # before Prefect keeps it as a parameter
         prepare_environment(arguments.store)
         silence_input_errors()
+        start_prefect_server()
         summary, text = arguments.run(arguments)
     except InputError as error:
         print(f"anomalyclip: {error}", file=sys.stderr)
@@ -37,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             print(as_json(refused.summary))
         return 1
-    except KeyboardInterrupt:
-        print("anomalyclip: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        done = f"stopped: {stopped}" if stopped.args else "stopped"
+        print(f"anomalyclip: {done}; what is committed stays, run the same command to go on", file=sys.stderr)
         return 130
     except Exception as error:
         logging.getLogger("anomalyclip").debug("", exc_info=True)
@@ -77,6 +81,26 @@ def prepare_environment(store: str) -> None:
     warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted in multiple ways")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def start_prefect_server() -> None:
+    """The ephemeral one where no other is configured, as Prefect would start it by itself, but that it hears no Ctrl-C.
+
+    A terminal sends it to all of its processes: a server that is gone would be asked for a minute to note how the run ended.
+    """
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    if settings.api.url or not settings.server.ephemeral.enabled:
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread, and of what it starts
+        SubprocessASGIServer().start()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(start).result()
 
 
 def silence_input_errors() -> None:

@@ -29,7 +29,16 @@ from tasks.manifest import digest_of, existing_parts
 from tasks.progress import progress, stopping
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.runs import new_run_id, write_run_record
-from tasks.scoring import SHARD_SIZE, ScoredShard, Shard, ShardFailure, check_precision, plan_shards, score_shard
+from tasks.scoring import (
+    SHARD_SIZE,
+    ScoredShard,
+    Shard,
+    ShardFailure,
+    check_precision,
+    not_committed,
+    plan_shards,
+    score_shard,
+)
 from tasks.store import Store, default_store
 
 WAITING = 4  # shards a worker that are submitted: each costs memory in Prefect until it is done
@@ -88,9 +97,13 @@ def score(
     left = sum(shard.length for shard in pending)
     uri = str(target.local_root or target.uri)  # a worker need not have our working directory
     job = {"store": uri, "collection": collection, "model": version, "precision": precision}
-    with progress(f"score {collection}", left):
-        done, failed = score_shards(job, pending)
     images = sum(shard.length for shard in shards)
+    try:
+        with progress(f"score {collection}", left):
+            done, failed = score_shards(job, pending)
+    except KeyboardInterrupt:
+        left = sum(shard.length for shard in not_committed(target, collection, version.partition, pending))
+        raise KeyboardInterrupt(f"{images - left} of {images} images of {collection!r} are scored") from None
     scored = sum(shard.images for shard in done)
     unreadable, decisions = Counter[str](), Counter[str]()
     for shard in done:

@@ -121,16 +121,21 @@ def plan_shards(
 
     A manifest part whose shards were begun at another size keeps that size, so that shards never overlap.
     """
-    done = {name.removeprefix("part-").removesuffix(".parquet")
-            for name in store.find(*scores_folder(collection, partition), suffix=".parquet")}  # fmt: skip
-    sizes = {name.rsplit("-", 2)[0]: int(name.rsplit("-", 2)[1]) for name in done}
+    done = set(store.find(*scores_folder(collection, partition), suffix=".parquet"))
+    sizes = {part_key(name).rsplit("-", 2)[0]: int(name.rsplit("-", 2)[1]) for name in done}
     shards = []
     for part in list_parts(store, collection):
         if not part.endswith(f"{FACTS_PART}.parquet"):
             rows = count_rows(store, *manifest_folder(collection), part)
             part_size = sizes.get(part_key(part), size)
             shards += [Shard(part, part_size, i, rows) for i in range(-(-rows // part_size))]
-    return shards, [shard for shard in shards if shard.name not in done]
+    return shards, [shard for shard in shards if part_name(shard) not in done]
+
+
+def not_committed(store: Store, collection: str, partition: str, shards: list[Shard]) -> list[Shard]:
+    """Those of the shards that have no part of scores by now."""
+    done = set(store.find(*scores_folder(collection, partition), suffix=".parquet"))
+    return [shard for shard in shards if part_name(shard) not in done]
 
 
 class OtherPrecision(InputError):

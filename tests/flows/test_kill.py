@@ -25,11 +25,15 @@ def forget_scores(store: Path) -> None:
         shutil.rmtree(store / "collections/parts" / kind, ignore_errors=True)
 
 
-def scoring(tmp_path: Path) -> "subprocess.Popen[str]":
+def committed(store: Path) -> int:
+    return len(list((store / "collections/parts").glob("scores/*/part-*.parquet")))
+
+
+def scoring(tmp_path: Path, *options: str) -> "subprocess.Popen[str]":
     """`score` with small shards, returned as soon as the first of them is committed."""
-    process = start("score", "--collection", "parts", "--shard-size", "4", cwd=tmp_path)
+    process = start("score", "--collection", "parts", "--shard-size", "4", *options, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "store/collections/parts").glob("scores/*/part-*.parquet")):
+    while not committed(tmp_path / "store"):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -52,7 +56,7 @@ def test_a_run_that_was_killed_is_finished_by_the_next_one(anomalyclip: Command,
     process = scoring(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)  # the command and the ephemeral Prefect server that it started
     process.wait()
-    done = len(list((tmp_path / "store/collections/parts").glob("scores/*/part-*.parquet")))
+    done = committed(tmp_path / "store")
     assert 0 < done < 40
     summary = anomalyclip("score", "--collection", "parts", "--shard-size", "4", "--json").json
     assert summary["already_scored"] == 4 * done
@@ -60,12 +64,20 @@ def test_a_run_that_was_killed_is_finished_by_the_next_one(anomalyclip: Command,
     assert written(tmp_path / "store") == collection
 
 
-def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(anomalyclip: Command, collection, tmp_path: Path):
-    process = scoring(tmp_path)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+@pytest.mark.parametrize("runner", ["threads", "ray"])
+def test_ctrl_c_stops_within_ten_seconds_and_says_what_is_done_and_how_to_go_on(
+    anomalyclip: Command, collection, tmp_path: Path, runner: str
+):
+    process = scoring(tmp_path, "--runner", runner)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the command and all that it started
+    _, err = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert "run the same command to go on" in err
+    done = 4 * committed(tmp_path / "store")
+    assert 0 < done < 160
+    told = (
+        f"stopped: {done} of 160 images of 'parts' are scored; what is committed stays, run the same command to go on"
+    )
+    assert err.splitlines()[-1] == f"anomalyclip: {told}"
     assert "Traceback" not in err
     anomalyclip("score", "--collection", "parts", "--shard-size", "4")
     assert written(tmp_path / "store") == collection
