@@ -407,6 +407,23 @@ def test_huge_images_are_in_memory_one_at_a_time(huge: bool, store, source, mode
     assert [len(seen) for seen in together.values()] == [10, 10]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_scan_of_a_hundred_megapixels_is_scored_with_a_mask_of_its_size(store, tmp_path, model, monkeypatch) -> None:
+    monkeypatch.setattr("tasks.scoring.map_threshold", lambda config: 0.0)
+    (tmp_path / "scans").mkdir()
+    scan = np.zeros((10_000, 10_000), np.uint8)
+    scan[2_000:3_000, 5_000:8_000] = 255
+    Image.fromarray(scan).save(tmp_path / "scans/wafer.png", compress_level=1)
+    ingest_source.fn(store.uri, "parts", str(tmp_path / "scans"), "flat", True)
+    score(store, model)
+    (listed,) = records(read_manifest(store, "parts").rows)
+    assert (listed["status"], listed["width"], listed["height"], listed["mode"]) == ("ok", 10_000, 10_000, "L")
+    (row,) = read_scores(store, model)
+    assert (row["error_kind"], row["regions"][0]["area"]) == (None, scan.size)
+    with Image.open(row["mask_uri"].removeprefix("file://")) as mask:
+        assert mask.size == (10_000, 10_000)
+
+
 def counted(function: Callable[..., Any], seen: list[int]) -> Callable[..., Any]:
     """The function, noting at each call how many calls there are at that moment."""
     inside: list[None] = []
