@@ -7,6 +7,8 @@ import s3fs
 
 from infra.gateway import S3, gateway
 from infra.supervisor import ChildError, listens
+from tasks.layouts import read_version, stream_layout
+from tests.tasks.test_listing import AWKWARD
 
 
 def client(s3: S3) -> s3fs.S3FileSystem:
@@ -22,7 +24,7 @@ def test_missing_programs_are_named_by_their_packages(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.stack
-def test_in_memory_it_begins_empty_and_every_client_finds_it_by_variables(
+def test_in_memory_it_begins_empty_and_by_variables_alone_keys_of_any_name_are_listed_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for _ in range(2):
@@ -30,10 +32,17 @@ def test_in_memory_it_begins_empty_and_every_client_finds_it_by_variables(
             s3.make_buckets("photos")
             for name, value in s3.environment.items():
                 monkeypatch.setenv(name, value)
-            filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
+            s3fs.S3FileSystem.clear_instance_cache()  # of the server before
+            filesystem = s3fs.S3FileSystem(use_listings_cache=False)
             assert filesystem.ls("photos") == []
-            filesystem.pipe_file("photos/größe #1+b.png", b"pixels")
-            assert filesystem.cat_file("photos/größe #1+b.png") == b"pixels"
+            for name in AWKWARD:
+                filesystem.call_s3("put_object", Bucket="photos", Key=f"line 4/{name}", Body=b"pixels")
+            listed = {
+                entry.object.name: entry.object for entry in stream_layout("s3://photos/line 4", "flat", "parts")[1]
+            }
+            assert sorted(listed) == sorted(AWKWARD)
+            for found in listed.values():
+                assert read_version({"uri": found.uri, "etag": found.etag}) == b"pixels"
             port = int(s3.endpoint.rpartition(":")[2])
             assert listens(port)()
         assert not listens(port)()
