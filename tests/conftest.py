@@ -17,11 +17,13 @@ for name in ("ANOMALYCLIP_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
 import pytest  # noqa: E402
+from prefect.logging.configuration import setup_logging  # noqa: E402
 from prefect.testing.utilities import prefect_test_harness  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A database and an ephemeral server of the tests' own."""
+    setup_logging()  # the first call takes pytest's own handler away: not in the first test that listens to it
     with prefect_test_harness(server_startup_timeout=120):
         yield

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import fsspec
@@ -14,8 +13,8 @@ import pytest
 from models import Detector
 from models.backbone import load_backbone
 from models.prompts import PromptLearner
-from tests.flows.conftest import Command, start, write_images
-from tests.flows.test_kill import forget_scores, written
+from tests.flows.conftest import Command, write_images
+from tests.flows.test_kill import committed, forget_scores, scoring, written
 
 BAD_STORAGE = '''
 import os, signal
@@ -52,23 +51,14 @@ def collection(anomalyclip: Command, tmp_path: Path) -> dict[str, bytes]:
     return quiet
 
 
-def parts(store: Path) -> int:
-    return len(list((store / "collections/parts").glob("scores/*/part-*.parquet")))
-
-
 def test_one_of_two_workers_is_killed_and_the_bytes_are_those_of_threads(collection, tmp_path: Path):
-    process = start("score", "--collection", "parts", *ON_RAY, cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not parts(tmp_path / "store"):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = scoring(tmp_path, *ON_RAY)
     cluster = [
         child for child in psutil.Process(process.pid).children(recursive=True) if "ray" in "".join(child.cmdline())
     ]
     workers = [child for child in cluster if child.cmdline()[0].startswith("ray::ShardScorer")]
     os.kill(workers[0].pid, signal.SIGKILL)
-    assert parts(tmp_path / "store") < 16
+    assert committed(tmp_path / "store") < 16
     addresses = {c.laddr.ip for p in cluster if p not in workers for c in p.net_connections() if c.status == "LISTEN"}
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"} != set()
     out, err = process.communicate(timeout=120)
@@ -81,7 +71,10 @@ def test_one_of_two_workers_is_killed_and_the_bytes_are_those_of_threads(collect
 
 @pytest.fixture
 def bad_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """URI of 24 images, one of which kills whoever reads it, and another fails once; workers know the filesystem too."""
+    """URI of 24 images: two kill whoever reads them, in the second and fourth shard of 4, and one of the last fails once.
+
+    Workers know the filesystem too.
+    """
     (tmp_path / "path").mkdir()
     (tmp_path / "path/bad_storage.py").write_text(BAD_STORAGE)
     (tmp_path / "path/sitecustomize.py").write_text(REGISTER)
@@ -89,30 +82,37 @@ def bad_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(tmp_path / "path")
     fsspec.register_implementation("bad", "bad_storage.BadFileSystem", clobber=True)
     write_images(tmp_path / "images", range(24), size=64)
-    (tmp_path / "images/damaged/001.png").rename(tmp_path / "images/damaged/deadly.png")
-    (tmp_path / "images/good/000.png").rename(tmp_path / "images/good/busy.png")
+    for name, new in {
+        "damaged/009": "damaged/009-deadly",
+        "good/002": "good/002-deadly",
+        "good/000": "good/busy",
+    }.items():
+        (tmp_path / f"images/{name}.png").rename(tmp_path / f"images/{new}.png")
     return f"bad://{tmp_path}/images"
 
 
-def test_a_shard_is_tried_again_and_set_aside_where_it_kills_every_worker(
+def test_a_shard_that_kills_every_worker_is_set_aside_and_the_one_that_was_read_beside_it_is_scored(
     anomalyclip: Command, bad_storage: str, tmp_path: Path, monkeypatch, caplog
 ):
+    """An actor has two shards. When it dies both have failed once, and are tried again each alone."""
     monkeypatch.setattr("tasks.ray_runner.TRIES", 2)
     monkeypatch.setattr("tasks.ray_runner.BACKOFF_SECONDS", 0.1)
     anomalyclip("ingest", str(tmp_path / "images"), "--collection", "labelled", "--layout", "folders")
     anomalyclip("train", "--collection", "labelled", "--epochs", "1")
     assert anomalyclip("ingest", bad_storage, "--collection", "parts").code == 0
-    answer = anomalyclip("score", "--collection", "parts", *ON_RAY)
+    answer = anomalyclip("score", "--collection", "parts", "--shard-size", "4", "--runner", "ray", "--json")
     assert (answer.code, answer.out) == (1, "")
-    assert "1 of 6 shards of 'parts' failed, the others are committed" in answer.err
+    assert "2 of 6 shards of 'parts' failed, the others are committed" in answer.err
     (record,) = [json.loads(path.read_text()) for path in (tmp_path / "store/collections/parts/runs").glob("*.json")]
-    assert (record["scored"], record["already_scored"], record["shards"]) == (20, 0, 5)
-    (failed,) = record["failed"]
-    assert failed["reason"] == "set aside after 2 tries: its worker died"
-    assert f"The first failure: {failed['name']}: {failed['reason']}" in answer.err
+    assert (record["scored"], record["already_scored"], record["shards"]) == (16, 0, 4)
+    assert {failed["name"][-5:] for failed in record["failed"]} == {"00001", "00003"}
+    assert {failed["reason"] for failed in record["failed"]} == {"set aside after 2 tries: its worker died"}
+    assert f"The first failure: {record['failed'][0]['name']}: set aside after 2 tries: its worker died" in answer.err
+    for beside in ("00000", "00002"):
+        assert f"{beside}: try 1 of 2 failed: its worker died" in caplog.text
     assert "try 1 of 2 failed: OSError: the storage is busy" in caplog.text
     assert "in cat_file" in caplog.text  # the worker's own log, with its traceback
-    assert parts(tmp_path / "store") == 5
+    assert committed(tmp_path / "store") == 4
 
 
 def test_input_that_no_other_try_would_help_ends_the_run_in_one_sentence(anomalyclip: Command, tmp_path: Path, caplog):
@@ -126,6 +126,10 @@ def test_input_that_no_other_try_would_help_ends_the_run_in_one_sentence(anomaly
     assert answer.code == 2
     assert "/nowhere.safetensors" in answer.err.splitlines()[-1]
     assert "try 1" not in caplog.text
+    answer = anomalyclip(
+        "score", "--collection", "parts", "--model", str(bundle), "--runner", "ray", "--worker-gpus", "999"
+    )
+    assert (answer.code, answer.err.splitlines()[-1][:44]) == (2, "anomalyclip: a worker asks for 999 GPUs, thi")
 
 
 def test_without_ray_the_extra_is_named(anomalyclip: Command, monkeypatch: pytest.MonkeyPatch):
