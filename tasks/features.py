@@ -59,10 +59,10 @@ def cache_folder(store: Store) -> Path:
 
 @dataclass(frozen=True)
 class Material:
-    """Labelled rows of one or more collections, in a fixed order, and a digest that names them."""
+    """Labelled rows of one or more collections, in a fixed order, and the digests of their manifests."""
 
     rows: list[dict[str, Any]]
-    digest: str
+    digests: list[str]
 
 
 def training_material(store: Store, collections: Sequence[str]) -> Material:
@@ -74,15 +74,15 @@ def training_material(store: Store, collections: Sequence[str]) -> Material:
             f"training needs labelled normal and anomalous images; {', '.join(collections)} has "
             f"{int((rows['label'] == 0).sum())} normal and {int((rows['label'] == 1).sum())} anomalous ones"
         )
-    digest = hashlib.sha256("".join(manifest.digest for manifest in manifests).encode()).hexdigest()[:16]
-    return Material(list(records(rows)), digest)
+    return Material(list(records(rows)), [manifest.digest for manifest in manifests])
 
 
 @dataclass(frozen=True)
 class CachedFeatures:
     """What training reads, memory-mapped: features of N images, masks (N, S, S), labels, has_mask and classes (N,).
 
-    usable: the indices of the images that could be read; the rows of the others are zero.
+    usable: the indices of the images that could be read; the rows of the others are zero. digests: of the manifests that
+    listed them, one a collection.
     """
 
     features: Features
@@ -91,11 +91,12 @@ class CachedFeatures:
     has_mask: torch.Tensor
     usable: torch.Tensor
     classes: np.ndarray
+    digests: list[str]
 
 
 def feature_key(material: Material, backbone: Backbone, geometry: Geometry) -> str:
     facts = [
-        material.digest,
+        material.digests,
         backbone.weights_sha256,
         geometry.image_size,
         geometry.feature_layers,
@@ -116,6 +117,7 @@ def cache_features(folder: Path, material: Material, backbone: Backbone, geometr
             raise InputError("none of the labelled images can be read")
         masked = any(row["mask_uri"] for row in material.rows)  # else the image loss alone is trained
         np.save(partial / "classes.npy", np.array([row["class_name"] for row in material.rows], str))
+        np.save(partial / "digests.npy", np.array(material.digests, str))
         np.save(partial / "usable.npy", np.flatnonzero(usable))
         np.save(partial / "labels.npy", np.array([row["label"] for row in material.rows], np.int8))
         np.save(
@@ -175,4 +177,5 @@ def open_features(folder: Path) -> CachedFeatures:
     layers = len(list(folder.glob("patches-*.npy")))
     features = Features(mapped("image"), [mapped(f"patches-{i}") for i in range(layers)])
     masks, labels, has_mask, usable = (mapped(name) for name in ("masks", "labels", "has_mask", "usable"))
-    return CachedFeatures(features, masks, labels, has_mask, usable, np.load(folder / "classes.npy"))
+    classes, digests = (np.load(folder / f"{name}.npy") for name in ("classes", "digests"))
+    return CachedFeatures(features, masks, labels, has_mask, usable, classes, digests.tolist())

@@ -118,11 +118,13 @@ def learn_prompts(
     cached = open_features(cache / "features" / features)
     images, held_back = map(len, split_by_class(cached, plan))
     facts = {
-        "collections": collections, "images": images, "held_back_images": held_back, "max_epochs": plan.epochs,
-        "lr": plan.lr, "seed": plan.seed, "validation_share": plan.validation_share, "patience": plan.patience,
+        "collections": collections, "manifest_digests": cached.digests, "images": images, "held_back_images": held_back,
+        "max_epochs": plan.epochs, "lr": plan.lr, "seed": plan.seed, "validation_share": plan.validation_share,
+        "patience": plan.patience,
         "map": map_name(plan.backbone, plan.geometry.feature_layers), "features": features,
     }  # fmt: skip
-    params = asdict(plan) | facts | {"backbone_sha256": backbone.weights_sha256, "collections": ",".join(collections)}
+    lists = {"collections": ",".join(collections), "manifest_digests": ",".join(cached.digests)}
+    params = asdict(plan) | facts | lists | {"backbone_sha256": backbone.weights_sha256}
     del params["epochs"]  # how many ran is known at the end
     key, names = plan_key(plan, features), ", ".join(collections)
     end_killed_runs(Store(store), "training", key)

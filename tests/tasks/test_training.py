@@ -13,7 +13,7 @@ from models.detector import read_bundle_config
 from tasks.backbones import make_geometry, map_name, open_backbone
 from tasks.errors import InputError
 from tasks.features import CachedFeatures, compute_features, open_features, training_material
-from tasks.manifest import ingest_source
+from tasks.manifest import ingest_source, read_manifest
 from tasks.registry import CHAMPION_URI, EXPERIMENT, MODEL_NAME, bundle_folder, resolve_model, use_tracking
 from tasks.store import Store
 from tasks.training import EpochLoss, TrainingPlan, learn, learn_prompts, plan_key, split_by_class
@@ -287,6 +287,8 @@ def test_summary_bundle_and_run_tell_what_was_trained_and_for_how_long(store, tw
     client = use_tracking(store)
     params = client.get_run(client.get_model_version(MODEL_NAME, trained.model.version).run_id).data.params
     assert {name: params[name] for name in expected} == {name: str(value) for name, value in expected.items()}
+    snapshots = [read_manifest(store, name).digest for name in ("nut", "second")]
+    assert (facts["manifest_digests"], params["manifest_digests"]) == (snapshots, ",".join(snapshots))
 
 
 @pytest.mark.parametrize(
