@@ -4,11 +4,15 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import fsspec
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
+from prefect.client.schemas.sorting import ArtifactSort, LogSort
 
 from models import Detector
 from models.backbone import load_backbone
@@ -113,6 +117,24 @@ def test_a_shard_that_kills_every_worker_is_set_aside_and_the_one_that_was_read_
     assert "try 1 of 2 failed: OSError: the storage is busy" in caplog.text
     assert "in cat_file" in caplog.text  # the worker's own log, with its traceback
     assert committed(tmp_path / "store") == 4
+    said, shown = told_by_prefect(f"{record['failed'][-1]['name']} is set aside")
+    assert f"{beside}: try 1 of 2 failed: its worker died" in said
+    assert "in cat_file" in said
+    assert shown == pytest.approx(100 * 16 / 24)
+
+
+def told_by_prefect(last: str) -> tuple[str, float]:
+    """The newest lines of the runs' logs once this one is among them, and where the newest bar of progress stands."""
+    deadline = time.monotonic() + 30
+    with get_client(sync_client=True) as client:
+        while last not in (
+            said := "\n".join(line.message for line in client.read_logs(None, 50, 0, LogSort.TIMESTAMP_DESC))
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        bars = ArtifactFilter(type=ArtifactFilterType(any_=["progress"]))
+        (bar,) = client.read_artifacts(artifact_filter=bars, sort=ArtifactSort.CREATED_DESC, limit=1)
+    return said, float(bar.data)
 
 
 def test_input_that_no_other_try_would_help_ends_the_run_in_one_sentence(anomalyclip: Command, tmp_path: Path, caplog):
