@@ -92,7 +92,7 @@ def score(
     target.check_writable()
     parts = existing_parts(target, collection)
     version = resolve_model(target, model)
-    shards, pending = plan_shards(target, collection, version.partition, shard_size)
+    shards, pending = plan_shards(target, collection, version.partition, shard_size, parts)
     check_precision(target, collection, version, precision, shards, pending)
     left = sum(shard.length for shard in pending)
     uri = str(target.local_root or target.uri)  # a worker need not have our working directory

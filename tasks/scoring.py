@@ -10,7 +10,7 @@ import io
 import threading
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -115,16 +115,17 @@ def scores_folder(collection: str, partition: str, kind: str = "scores") -> tupl
 
 
 def plan_shards(
-    store: Store, collection: str, partition: str, size: int = SHARD_SIZE
+    store: Store, collection: str, partition: str, size: int = SHARD_SIZE, parts: Sequence[str] | None = None
 ) -> tuple[list[Shard], list[Shard]]:
     """All shards of a collection, and those that this model (partition `name.vN`) has not scored.
 
+    parts: those of the manifest's snapshot that is scored, all that there are where none are given.
     A manifest part whose shards were begun at another size keeps that size, so that shards never overlap.
     """
     done = set(store.find(*scores_folder(collection, partition), suffix=".parquet"))
     sizes = {part_key(name).rsplit("-", 2)[0]: int(name.rsplit("-", 2)[1]) for name in done}
     shards = []
-    for part in list_parts(store, collection):
+    for part in list_parts(store, collection) if parts is None else parts:
         if not part.endswith(f"{FACTS_PART}.parquet"):
             rows = count_rows(store, *manifest_folder(collection), part)
             part_size = sizes.get(part_key(part), size)

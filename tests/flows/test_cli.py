@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tasks.manifest import ingest_source
+from tasks.registry import ModelVersion, resolve_model
+from tasks.store import Store
 from tests.flows.conftest import Command, start, write_images
 
 COMMANDS = [
@@ -77,6 +80,24 @@ def test_a_bad_image_is_a_row_and_the_run_goes_on(anomalyclip: Command, images: 
     assert anomalyclip("evaluate", "--collection", "parts", "--json").json["unscored"] == 2
     lines = anomalyclip("evaluate", "--collection", "parts").out.splitlines()
     assert "– unscored, because they cannot be read: 2 of 26 labelled images (parts 2)" in lines
+
+
+def test_what_is_scored_is_the_snapshot_that_is_recorded_whatever_is_ingested_meanwhile(
+    anomalyclip: Command, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    digest = anomalyclip("ingest", str(images), "--collection", "parts", "--layout", "folders", "--json").json["digest"]
+    anomalyclip("train", "--collection", "parts", "--epochs", "1")
+
+    def resolve_while_others_ingest(store: Store, model: str) -> ModelVersion:
+        write_images(images, range(24, 28))
+        ingest_source.fn(store.uri, "parts", str(images), "folders", False)
+        return resolve_model(store, model)
+
+    monkeypatch.setattr("flows.score.resolve_model", resolve_while_others_ingest)
+    first = anomalyclip("score", "--collection", "parts", "--json").json
+    assert (first["images"], first["scored"], first["manifest_digest"]) == (24, 24, digest)
+    second = anomalyclip("score", "--collection", "parts", "--json").json
+    assert (second["images"], second["scored"]) == (28, 4)
 
 
 def test_json_is_the_only_thing_on_standard_output(tmp_path: Path, images: Path):
