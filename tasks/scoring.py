@@ -159,8 +159,12 @@ def check_precision(
         )
 
 
+_fetching = threading.Lock()  # what the shards of a process share is fetched once, however many begin together
+
+
 def read_shard(store: Store, collection: str, shard: Shard) -> list[dict[str, Any]]:
-    table = part_rows(store, collection, shard.manifest_part)
+    with _fetching:
+        table = part_rows(store, collection, shard.manifest_part)
     return list(table.slice(shard.index * shard.size, shard.size).to_pylist())
 
 
@@ -222,11 +226,14 @@ class Output:
 )  # fmt: skip
 def score_shard(store: str, collection: str, model: ModelVersion, shard: Shard, precision: str) -> ScoredShard:
     """Score one shard with the model that this process keeps loaded, and commit it."""
-    detector = loaded_detector(store, model, precision)
-    config, target = detector.config, Store(store)
+    target = Store(store)
+    with _fetching:
+        detector = _load_detector(store, model, precision)
+        calibration = find_calibration(target, collection, model, shard.part_number)
+    config = detector.config
     output = Output(
         target, collection, model.partition, model.digest, precision, config.image_size, config.sigma,
-        map_threshold(config), find_calibration(target, collection, model, shard.part_number),
+        map_threshold(config), calibration,
     )  # fmt: skip
     return commit_shard(output, shard, detector)
 
@@ -236,14 +243,7 @@ def map_threshold(config: DetectorConfig) -> float:
     return 0.5 * len(config.feature_layers)
 
 
-_loading = threading.Lock()
 _model = threading.Lock()  # of a process: while one shard has the model, the next one's images are read
-
-
-def loaded_detector(store: str, model: ModelVersion, precision: str) -> Detector | Baseline:
-    """The detector, loaded once a process however many threads ask for it."""
-    with _loading:
-        return _load_detector(store, model, precision)
 
 
 @lru_cache(maxsize=1)

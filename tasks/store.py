@@ -205,8 +205,10 @@ class Store:
         """Paths of all objects below a folder, relative to it, sorted; empty where there is no such folder."""
         folder = self.path(*parts)
         self.fs.invalidate_cache()
-        try:
-            paths: Sequence[str] = self.fs.find(folder)
+        bucket, _, key = folder.partition("/")
+        on_s3 = split_protocol(self.uri)[0] in S3
+        try:  # s3fs asks twice more whether a folder without objects is one itself, but not for a prefix
+            paths: Sequence[str] = self.fs.find(bucket, prefix=f"{key}/") if on_s3 else self.fs.find(folder)
         except FileNotFoundError:
             return []
         return sorted(path[len(folder) + 1 :] for path in paths if path.endswith(suffix))
