@@ -120,7 +120,7 @@ def plan_shards(
     """All shards of a collection, and those that this model (partition `name.vN`) has not scored.
 
     parts: those of the manifest's snapshot that is scored, all that there are where none are given.
-    A manifest part whose shards were begun at another size keeps that size, so that shards never overlap.
+    A manifest part whose shards were planned at another size keeps that size, so that shards never overlap.
     """
     done = set(store.find(*scores_folder(collection, partition), suffix=".parquet"))
     sizes = {part_key(name).rsplit("-", 2)[0]: int(name.rsplit("-", 2)[1]) for name in done}
@@ -128,9 +128,15 @@ def plan_shards(
     for part in list_parts(store, collection) if parts is None else parts:
         if not part.endswith(f"{FACTS_PART}.parquet"):
             rows = count_rows(store, *manifest_folder(collection), part)
-            part_size = sizes.get(part_key(part), size)
+            part_size = sizes.get(part_key(part)) or settle_size(store, collection, partition, part, size)
             shards += [Shard(part, part_size, i, rows) for i in range(-(-rows // part_size))]
     return shards, [shard for shard in shards if part_name(shard) not in done]
+
+
+def settle_size(store: Store, collection: str, partition: str, part: str, size: int) -> int:
+    """Of the shards of a manifest part: what the first run that plans them asks for, also of runs that begin together."""
+    plan = "collections", collection, "plans", f"model={partition}", f"{part_key(part)}.txt"
+    return size if store.create(str(size).encode(), *plan) else int(store.read(*plan))
 
 
 def not_committed(store: Store, collection: str, partition: str, shards: list[Shard]) -> list[Shard]:

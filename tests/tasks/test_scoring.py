@@ -253,9 +253,11 @@ def test_a_bucket_is_scored_as_a_folder_is(memory: str, store, source, model) ->
     assert plan_shards(bucket, "parts", model.partition, 4)[1] == []
 
 
-def test_a_begun_shard_size_is_kept(store, source, model) -> None:
+def test_a_planned_shard_size_is_kept(store, source, model) -> None:
+    """Two runs that begin together, at sizes of their own, would else score images twice."""
     ingest(store, source)
     _, pending = plan_shards(store, "parts", model.partition, 4)
+    assert plan_shards(store, "parts", model.partition, 100)[1] == pending
     score_shard.fn(store.uri, "parts", model, pending[0], "fp32")
     _, pending = plan_shards(store, "parts", model.partition, 100)
     assert [(shard.size, shard.index) for shard in pending] == [(4, 1), (4, 2)]
