@@ -231,10 +231,9 @@ def cpu_work(side: int, times: int = 10) -> tuple[float, float]:
     from PIL import Image
 
     from models.embedded.generator import SPLIT, scene
-    from models.maps import map_at
     from models.preprocess import to_square
-    from models.regions import find_regions
     from tasks.images import decode_image, viewed
+    from tasks.scoring import ScoredImage, cut_mask
 
     torch.set_num_threads(1)
     made, buffer = scene(SPLIT["auxiliary"][0], SIZE, 0, n_damaged=1), io.BytesIO()
@@ -246,10 +245,7 @@ def cpu_work(side: int, times: int = 10) -> tuple[float, float]:
         to_square(viewed(decode_image(buffer.getvalue())), 518)
 
     def cut() -> None:
-        anomaly_map = map_at(grid, side, side, 518, 4.0)
-        mask = anomaly_map > 0.5
-        Image.fromarray(mask.astype(np.uint8) * 255).save(io.BytesIO(), "PNG")
-        find_regions(mask, anomaly_map)
+        cut_mask(ScoredImage(0.9, grid, side, side), 518, 4.0, 0.5)
 
     def milliseconds(work: Callable[[], None]) -> float:
         work()
