@@ -8,8 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from models.backbone import EMBEDDED, Backbone, check_layers, load_backbone, model_config
+from models.backbone import Backbone, check_layers, load_backbone
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE, embedded_config
+from models.weights import EMBEDDED, model_config
 from tasks.errors import InputError
 from tasks.store import CACHE, open_filesystem
 

@@ -3,9 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from models.backbone import EMBEDDED
 from models.baselines import baseline_config
 from models.detector import bundle_digest, read_bundle_config, write_bundle_config
+from models.weights import EMBEDDED
 from tasks.backbones import make_geometry, open_backbone
 from tasks.errors import InputError
 from tasks.registry import (
