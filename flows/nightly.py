@@ -31,7 +31,7 @@ from tasks.nights import FAILED, NightSummary, announce_drift, log_night, read_n
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.report import write_report
 from tasks.runs import new_run_id
-from tasks.scoring import SHARD_SIZE, OtherPrecision
+from tasks.scoring import SHARD_SIZE, OtherScores
 from tasks.store import Store, default_store
 
 LONGEST = 20 * 3600.0  # seconds: a night that hangs ends before the next one
@@ -79,10 +79,10 @@ def nightly(
 
 
 def score_pending(**parameters: Any) -> str | None:
-    """Why some shards are not scored, None where all are. Raises OtherPrecision, which is wrong use."""
+    """Why some shards are not scored, None where all are. Raises OtherScores, which is wrong use."""
     try:
         score.fn(**parameters)
-    except OtherPrecision:
+    except OtherScores:
         raise
     except (RuntimeError, InputError) as error:
         return str(error)

@@ -34,7 +34,7 @@ from tasks.scoring import (
     ScoredShard,
     Shard,
     ShardFailure,
-    check_precision,
+    check_done,
     not_committed,
     plan_shards,
     score_shard,
@@ -93,7 +93,7 @@ def score(
     parts = existing_parts(target, collection)
     version = resolve_model(target, model)
     shards, pending = plan_shards(target, collection, version.partition, shard_size, parts)
-    check_precision(target, collection, version, precision, shards, pending)
+    check_done(target, collection, version, precision, shards, pending)
     left = sum(shard.length for shard in pending)
     uri = str(target.local_root or target.uri)  # a worker need not have our working directory
     job = {"store": uri, "collection": collection, "model": version, "precision": precision}

@@ -19,6 +19,7 @@ DOCUMENT_SUFFIXES = {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}  # Pillow knows the
 SUFFIXES = frozenset(Image.registered_extensions()) - DOCUMENT_SUFFIXES | UNREADABLE_SUFFIXES
 FORMATS = sorted(set(Image.OPEN) - {"EPS"})  # Pillow hands PostScript to an interpreter
 HUGE = 16_000_000  # pixels; larger images are handled one at a time, or the threads that read need all memory
+LARGEST = 8 * 2 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes: as many pixels as Pillow decodes, 16 bits of four channels
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
 
 

@@ -35,14 +35,14 @@ from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
 from tasks.errors import InputError
-from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
+from tasks.images import LARGEST, UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
 from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, count_rows, file_metadata, to_parquet, to_table
+from tasks.tables import MAPS, SCORES, count_rows, read_parquet, to_parquet, to_table
 from tasks.thresholds import Calibration, find_calibration
 
 SHARD_SIZE = 256
@@ -145,21 +145,30 @@ def not_committed(store: Store, collection: str, partition: str, shards: list[Sh
     return [shard for shard in shards if part_name(shard) not in done]
 
 
-class OtherPrecision(InputError):
-    """This model has scored this collection in another precision."""
+class OtherScores(InputError):
+    """The scores that are there would not go with ours."""
 
 
-def check_precision(
+def check_done(
     store: Store, collection: str, model: ModelVersion, precision: str, shards: list[Shard], pending: list[Shard]
 ) -> None:
-    """Raises OtherPrecision where the shards that are done were scored in another one; parts that do not say so are fp32."""
+    """Raises OtherScores where the shards that are done were scored by another bundle or in another precision.
+
+    Another bundle has the version's number where a registry began anew beside the scores. Parts that do not name their
+    precision are fp32.
+    """
     waiting = set(pending)
     done = next((shard for shard in shards if shard not in waiting), None)
     if done is None:
         return
-    part = file_metadata(store, *scores_folder(collection, model.partition), part_name(done))
-    if (before := part.get("precision", "fp32")) != precision:
-        raise OtherPrecision(
+    part = read_parquet(store, *scores_folder(collection, model.partition), part_name(done), columns=["bundle_digest"])
+    if part["bundle_digest"][0].as_py() != model.digest:
+        raise OtherScores(
+            f"the scores of {collection!r} below model={model.partition} are of another model of that name, from another "
+            "registry: register this one under a further version, or ingest into a collection of another name"
+        )
+    if (before := (part.schema.metadata or {}).get(b"precision", b"fp32").decode()) != precision:
+        raise OtherScores(
             f"{model.uri} has scored {collection!r} in {before}, its scores in {precision} would mix with those: "
             f"score in {before}, or ingest into a collection of another name"
         )
@@ -346,6 +355,10 @@ def read_ahead(
 
 def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:
     """Read, decode and prepare one object version; a store that fails raises, an image that is bad is returned as such."""
+    if row["size"] > LARGEST:
+        return UnreadableImage(
+            "too_large", f"the object has {row['size']:,} bytes, the most that is read is {LARGEST:,}"
+        )
     try:
         return prepare_pixels(read_version(row), image_size)
     except UnreadableImage as error:

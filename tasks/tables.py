@@ -94,13 +94,6 @@ def count_rows(store: Store, *parts: str) -> int:
         return int(pq.read_metadata(file).num_rows)
 
 
-def file_metadata(store: Store, *parts: str) -> dict[str, str]:
-    """What a Parquet file says of itself beside its schema, from its footer."""
-    with open_part(store, *parts) as file:
-        found = pq.read_metadata(file).metadata or {}
-    return {key.decode(): value.decode() for key, value in found.items()}
-
-
 def open_part(store: Store, *parts: str) -> Any:
     """For reading of ranges: fsspec's own reading ahead would fetch the whole part."""
     return store.fs.open(store.path(*parts), "rb", cache_type="none")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from scipy import ndimage
 from models.maps import map_at
 from tasks import scoring
 from tasks.errors import InputError
+from tasks.images import LARGEST
 from tasks.manifest import ingest_source, read_manifest, records
 from tasks.registry import ModelVersion
-from tasks.scoring import Shard, check_precision, part_name, plan_shards, score_shard, scores_folder
+from tasks.scoring import Shard, check_done, part_name, plan_shards, score_shard, scores_folder
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, file_metadata, read_parquet, read_parts, to_parquet
+from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
 from tests.tasks.conftest import photo, write_photos
 from tests.tasks.test_images import BAD
 
@@ -155,7 +157,8 @@ def test_parts_say_in_which_precision_they_were_scored_and_are_the_same_bytes_ag
     score(store, model, precision="bf16")
     first = written(store)
     folder = scores_folder("parts", model.partition)
-    assert [file_metadata(store, *folder, name)["precision"] for name in store.find(*folder)] == ["bf16"] * 3
+    parts = [read_parquet(store, *folder, name) for name in store.find(*folder)]
+    assert [part.schema.metadata[b"precision"] for part in parts] == [b"bf16"] * 3
     remove_results(store)
     score(store, model, precision="bf16")
     assert written(store) == first
@@ -164,12 +167,12 @@ def test_parts_say_in_which_precision_they_were_scored_and_are_the_same_bytes_ag
 def test_another_precision_is_refused_once_a_shard_is_done(store, source, model) -> None:
     ingest(store, source)
     shards, pending = plan_shards(store, "parts", model.partition, 4)
-    check_precision(store, "parts", model, "bf16", shards, pending)
+    check_done(store, "parts", model, "bf16", shards, pending)
     score_shard.fn(store.uri, "parts", model, pending[1], "bf16")
     begun = plan_shards(store, "parts", model.partition, 4)
-    check_precision(store, "parts", model, "bf16", *begun)
+    check_done(store, "parts", model, "bf16", *begun)
     with pytest.raises(InputError, match="has scored 'parts' in bf16, its scores in fp32 would mix"):
-        check_precision(store, "parts", model, "fp32", *begun)
+        check_done(store, "parts", model, "fp32", *begun)
 
 
 def test_parts_from_before_precision_was_recorded_are_fp32(store, source, model) -> None:
@@ -179,11 +182,21 @@ def test_parts_from_before_precision_was_recorded_are_fp32(store, source, model)
     for name in store.find(*folder):
         table = read_parquet(store, *folder, name)
         store.write(to_parquet(table.replace_schema_metadata(None)), *folder, name)
-        assert "precision" not in file_metadata(store, *folder, name)
+        assert not read_parquet(store, *folder, name).schema.metadata
     plan = plan_shards(store, "parts", model.partition, 4)
-    check_precision(store, "parts", model, "fp32", *plan)
+    check_done(store, "parts", model, "fp32", *plan)
     with pytest.raises(InputError, match="in fp32, its scores in bf16"):
-        check_precision(store, "parts", model, "bf16", *plan)
+        check_done(store, "parts", model, "bf16", *plan)
+
+
+def test_scores_of_another_bundle_under_the_same_number_are_not_taken_for_ours(store, source, model) -> None:
+    """A registry that begins anew beside the scores counts from 1 again."""
+    ingest(store, source)
+    score(store, model)
+    plan = plan_shards(store, "parts", model.partition, 4)
+    check_done(store, "parts", model, "fp32", *plan)
+    with pytest.raises(InputError, match="another model of that name"):
+        check_done(store, "parts", replace(model, digest="0" * 64), "fp32", *plan)
 
 
 def test_two_runs_at_once_do_no_harm(store, source, model) -> None:
@@ -393,6 +406,16 @@ def test_regions_are_those_of_the_mask(store, source, model, monkeypatch) -> Non
             assert peaks == sorted(peaks, reverse=True)
             checked += 1
     assert checked
+
+
+def test_an_object_with_more_bytes_than_any_image_is_a_row_and_is_not_read(store, source, model) -> None:
+    with (source / "video.png").open("wb") as file:
+        file.truncate(LARGEST + 1)  # a hole: it takes no room
+    ingest(store, source)
+    score(store, model)
+    kinds = {Path(row["uri"]).name: row["error_kind"] for row in read_scores(store, model)}
+    assert kinds.pop("video.png") == "too_large"
+    assert set(kinds.values()) == {None}
 
 
 @pytest.mark.parametrize("huge", [True, False])
