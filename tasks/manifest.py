@@ -144,11 +144,21 @@ def to_row(entry: Entry) -> dict[str, Any]:
 def ingest_source(
     store: str, collection: str, source: str, layout: str, probe: bool, split: str | None = None
 ) -> IngestSummary:
-    """List a source in a layout and write what is new, changed or gone to the manifest; of splits only the named one."""
+    """List a source in a layout and write what is new, changed or gone to the manifest; of splits only the named one.
+
+    Masks and pictures that the store holds are no images of a source in which the store lies.
+    """
     check_name(collection)
+    target = Store(store)
     uri, entries = stream_layout(source, layout, collection)
-    chosen = (entry for entry in entries if split is None or entry.split in (None, split))
-    return update_manifest(Store(store), collection, uri, chosen, probe)
+    written = tuple(f"{target.uri_of(name)}/" for name in ("collections", "mlartifacts"))
+    written = tuple(folder for folder in written if not f"{uri}/".startswith(folder))
+    chosen = (
+        entry
+        for entry in entries
+        if (split is None or entry.split in (None, split)) and not entry.object.uri.startswith(written)
+    )
+    return update_manifest(target, collection, uri, chosen, probe)
 
 
 def update_manifest(

@@ -52,6 +52,17 @@ def test_the_table_is_the_one_of_the_contract(store: Store, source: Path) -> Non
         assert row["size"] == Path(row["uri"].removeprefix("file://")).stat().st_size
 
 
+@pytest.mark.parametrize("below", ["", "images"])
+def test_what_the_store_holds_is_no_image_of_a_source_around_it(store: Store, below: str) -> None:
+    """`ingest .` beside ./store, or a bucket that is both: masks and logged pictures are not scored in their turn."""
+    root = Path(store.uri)
+    write_photos(root / below, range(2))
+    for own in ("collections/parts/masks/model=m.v1", "mlartifacts/1"):
+        write_photos(root / own, range(2, 4))
+    assert ingest(store, root / below, "flat").listed == 2
+    assert ingest(store, root / "collections/parts/masks", "flat").listed == 2  # by its own name it may be one
+
+
 def test_an_unchanged_source_adds_no_part(store: Store, source: Path) -> None:
     first, second = ingest(store, source), ingest(store, source)
     assert (first.new, second.new, second.unchanged) == (6, 0, 6)
