@@ -17,7 +17,7 @@ from scipy.ndimage import binary_erosion
 from models.detector import DetectorConfig
 from models.maps import map_at
 from models.preprocess import binary_mask
-from tasks.images import decode_image, read_mask, viewed
+from tasks.images import alone_if_huge, count_pixels, decode_image, read_mask, viewed
 from tasks.layouts import read_version
 
 
@@ -28,15 +28,22 @@ def image_and_heat(
 
     Raises UnreadableImage where the image that was scored can no longer be read.
     """
-    image = read_image(row)
-    image.thumbnail((side, side))
+    image, _ = read_thumbnail(row, side)
     heat = overlay(image, probability_at(grid, image.height, image.width, config))
     return image, paste(heat, outline(read_mask(truth), image.size)) if truth else heat
 
 
-def read_image(row: Mapping[str, Any]) -> Image.Image:
-    """The object version of a row (uri, etag) as RGB, as a viewer shows it; raises UnreadableImage."""
-    return viewed(decode_image(read_version(row))).convert("RGB")
+def read_thumbnail(row: Mapping[str, Any], side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The object version of a row (uri, etag) as a viewer shows it, in RGB, its longer side at most `side`; its own size.
+
+    Raises UnreadableImage.
+    """
+    data = read_version(row)
+    with alone_if_huge(count_pixels(data)):
+        image = viewed(decode_image(data))
+        size = image.size
+        image.thumbnail((side, side))
+        return image.convert("RGB"), size
 
 
 def probability_at(grid: np.ndarray, height: int, width: int, config: DetectorConfig) -> NDArray[np.float32]:

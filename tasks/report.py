@@ -29,7 +29,7 @@ from tasks.evaluation import ClassMetrics
 from tasks.grids import read_grids
 from tasks.images import UnreadableImage, read_mask
 from tasks.manifest import records
-from tasks.pictures import data_uri, heat_layer, outline, probability_at, read_image
+from tasks.pictures import data_uri, heat_layer, outline, probability_at, read_thumbnail
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.scored import common_folder, read_scored
@@ -162,11 +162,9 @@ def make_picture(row: Mapping[str, Any], grid: np.ndarray | None, config: Detect
     if grid is None:
         return None
     try:
-        image = read_image(row)
+        image, (width, height) = read_thumbnail(row, PICTURE)
     except UnreadableImage:
         return None
-    width, height = image.size
-    image.thumbnail((PICTURE, PICTURE))
     shrink = min(1, HEAT / max(image.size))
     rows, columns = (max(1, round(side * shrink)) for side in (image.height, image.width))
     heat = heat_layer(probability_at(grid, rows, columns, config))

@@ -1,9 +1,13 @@
 """Heat over an image: on one scale for all images, beside the image."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 from PIL import Image
 
-from tasks.pictures import heat_layer, outline, overlay, side_by_side
+from tasks import pictures
+from tasks.layouts import read_layout
+from tasks.pictures import heat_layer, outline, overlay, read_thumbnail, side_by_side
 
 
 def test_heat_is_on_one_absolute_scale() -> None:
@@ -34,3 +38,17 @@ def test_both_images_are_whole_side_by_side() -> None:
     both = np.asarray(side_by_side(red, blue))
     assert (both[:, :5] == (255, 0, 0)).all()
     assert (both[:, -5:] == (0, 0, 255)).all()
+
+
+def test_huge_images_are_made_small_one_at_a_time(tmp_path, monkeypatch) -> None:
+    held = []
+
+    def alone(pixels: int) -> AbstractContextManager[None]:
+        held.append(pixels)
+        return nullcontext()
+
+    monkeypatch.setattr(pictures, "alone_if_huge", alone)
+    Image.new("L", (60, 40), 7).save(tmp_path / "a.png")
+    entry = read_layout(str(tmp_path), "flat", "parts")[1][0].object
+    image, size = read_thumbnail({"uri": entry.uri, "etag": entry.etag}, 30)
+    assert (image.mode, image.size, size, held) == ("RGB", (30, 20), (60, 40), [2400])
