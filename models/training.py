@@ -5,7 +5,7 @@ runs it once, `train_prompts` takes any number of Adam steps on the result. Loss
 runs the tower at every step (a test holds it).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,6 @@ def train_prompts(
     lr: float = 1e-3,
     has_mask: Tensor | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    on_step: Callable[[StepLoss], None] | None = None,
 ) -> list[StepLoss]:
     """One Adam step for each list of image indices in `batches`; changes `prompts` in place and returns the losses.
 
@@ -87,8 +86,6 @@ def train_prompts(
         total.backward()
         optimizer.step()
         losses.append(StepLoss(layers, image_ce.detach()))
-        if on_step:
-            on_step(losses[-1])
     return losses
 
 

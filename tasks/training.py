@@ -188,7 +188,12 @@ def learn(
             validation = validation_loss(
                 prompts, cached.features, cached.masks, cached.labels, cached.has_mask, held_back
             )
-        state.end_epoch(mean_loss(epoch, losses, validation))
+        mean = mean_loss(epoch, losses, validation)
+        if not np.isfinite(mean.total):
+            raise InputError(
+                f"training diverged in epoch {epoch} at a learning rate of {plan.lr:g}: take a smaller one"
+            )
+        state.end_epoch(mean)
         on_epoch(state.history[-1])
     if not plan.patience:
         return prompts, state.history[-1], len(state.history)

@@ -247,6 +247,13 @@ def test_patience_stops_and_takes_the_best_epoch_even_after_a_kill(store, two_cl
     )
 
 
+def test_training_that_diverges_registers_nothing_and_says_at_which_rate(store, two_classes, tmp_path) -> None:
+    cached = open_features(Path(store.uri) / "cache/features" / two_classes)
+    wild = plan(epochs=40, lr=1e6)
+    with pytest.raises(InputError, match="diverged in epoch 1 at a learning rate of"):
+        learn(wild, open_backbone("embedded", 96), cached, tmp_path / "a.pt", lambda _: None)
+
+
 def test_a_validation_share_that_leaves_no_class_to_train_on_is_refused(store, two_classes) -> None:
     cached = open_features(Path(store.uri) / "cache/features" / two_classes)
     with pytest.raises(InputError, match="leaves none of 2"):
