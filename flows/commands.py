@@ -32,7 +32,7 @@ def run_demo(arguments: argparse.Namespace) -> tuple[Any, str]:
     try:
         from flows.demo import demo
     except ModuleNotFoundError as error:
-        raise InputError(f"the demo needs {error.name!r}: pip install 'anomalyclip-batch[demo]'") from error
+        raise InputError(f"the demo needs {error.name!r}: pip install '.[demo]'") from error
 
     summary = demo(arguments.images, arguments.cells, arguments.epochs, store=arguments.store)
     rows = [{"collection": name} | asdict(table[-1]) for name, table in summary.metrics.items()]

@@ -91,8 +91,9 @@ def calibrate_collection(
             f"{', '.join(f'{count} of {name!r}' for name, count in counts.items())}"
             f"{' in the nights that were asked for' if nights else ''}: score more, or state a higher rate"
         )
+    known = len(existing_parts(target, collection))  # by now: parts that came meanwhile may be half scored
     thresholds = Thresholds(
-        collection, model.uri, model.digest, digest_of(parts), len(parts), rate, classes,
+        collection, model.uri, model.digest, digest_of(parts), known, rate, classes,
         nights=nights, first_part=first_part,
     )  # fmt: skip
     uri = commit(target, model, thresholds, reference[reference["class_name"].isin(classes)])

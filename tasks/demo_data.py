@@ -64,7 +64,7 @@ def png(pixels: np.ndarray) -> bytes:
 def copy_solar_cells(store: str, per_label: int, seed: int = 0) -> str:
     """Write photographs of functional and of defective solar cells (ELPV, both labels certain) to `good` and `defective`.
 
-    What exists is not written again, so that another demo on the same store has nothing to score.
+    What exists is not written again, so that another demo on the same store ingests nothing new.
     """
     folder, target = f"demo/solar-cells-{per_label}", Store(store)
     rng, existing = np.random.default_rng(seed), set(target.find(folder))
@@ -82,6 +82,6 @@ def solar_cell_files(certainty: float) -> list[Path]:
     try:
         package = Path(str(files("elpv_dataset") / "data"))
     except ModuleNotFoundError as error:
-        raise InputError("the demo needs the package elpv-dataset: pip install 'anomalyclip-batch[demo]'") from error
+        raise InputError("the demo needs the package elpv-dataset: pip install '.[demo]'") from error
     lines = [line.split() for line in (package / "labels.csv").read_text().splitlines() if line.strip()]
     return [package / name for name, probability, _ in lines if float(probability) == certainty]

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from prefect.logging import get_run_logger
@@ -45,7 +45,7 @@ try:
     import ray
     from ray.exceptions import RayActorError, RayError
 except ImportError as error:
-    raise InputError("the runner 'ray' needs Ray: pip install 'anomalyclip-batch[ray]'") from error
+    raise InputError("the runner 'ray' needs Ray: pip install '.[ray]'") from error
 
 AT_ONCE = 2  # shards of an actor
 TRIES = 3  # of one shard, before it is set aside
@@ -143,6 +143,9 @@ def score_on_ray(
     job: the parameters of score_shard but the shard. cpus, gpus: what each worker asks for; gpus None: its equal share of
     those that the cluster has, at most one. Raises InputError, as a worker met it, at once: no other try would help.
     """
+    for name, asked in (("cores", cpus), ("GPUs", 0.0 if gpus is None else gpus)):
+        if not 0 <= asked < inf:
+            raise InputError(f"a worker cannot ask for {asked:g} {name}")
     workers = min(workers, len(shards))
     if not shards:
         return [], []

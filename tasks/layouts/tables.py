@@ -64,11 +64,17 @@ def labelled_entry(record: Mapping[str, Any], source: Source, collection: str, f
     return Entry(
         object=referenced(str(record["image"]), source, file),
         class_name=str(record.get("class_name") or record.get("class") or collection),
-        split=record.get("split") or None,
-        defect_type=record.get("defect_type") or state,
+        split=word_in(record, "split"),
+        defect_type=word_in(record, "defect_type") or state,
         label=label,
         mask_uri=referenced(str(mask), source, file).uri if mask and label else None,
     )
+
+
+def word_in(record: Mapping[str, Any], field: str) -> str | None:
+    """JSON may have a number where we have a name."""
+    value = record.get(field)
+    return None if value is None or value == "" else str(value)
 
 
 def parse_label(value: Any, file: str) -> tuple[int | None, str | None]:
@@ -151,7 +157,7 @@ def meta_entry(split: str, record: Mapping[str, Any], source: Source, collection
         object=referenced(below(source, str(record["img_path"])), source, name),
         class_name=str(record.get("cls_name") or collection),
         split=split,
-        defect_type=(record.get("specie_name") or None) if label else None,
+        defect_type=word_in(record, "specie_name") if label else None,
         label=label,
         mask_uri=referenced(below(source, str(mask)), source, name).uri if mask and label else None,
     )

@@ -1,6 +1,7 @@
 """Shards on Ray end with the bytes of threads, whatever dies."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from prefect.client.schemas.sorting import ArtifactSort, LogSort
 from models import Detector
 from models.backbone import load_backbone
 from models.prompts import PromptLearner
+from tasks.errors import InputError
 from tests.flows.conftest import Command, write_images
 from tests.flows.test_kill import committed, forget_scores, scoring, written
 
@@ -154,9 +156,17 @@ def test_input_that_no_other_try_would_help_ends_the_run_in_one_sentence(anomaly
     assert (answer.code, answer.err.splitlines()[-1][:44]) == (2, "anomalyclip: a worker asks for 999 GPUs, thi")
 
 
+@pytest.mark.parametrize(("cpus", "gpus", "asked"), [(math.nan, None, "nan cores"), (1.0, -1.0, "-1 GPUs")])
+def test_a_share_that_no_worker_can_have_is_refused(cpus: float, gpus: float | None, asked: str):
+    from tasks.ray_runner import score_on_ray
+
+    with pytest.raises(InputError, match=f"a worker cannot ask for {asked}"):
+        score_on_ray({}, [], 1, cpus, gpus)
+
+
 def test_without_ray_the_extra_is_named(anomalyclip: Command, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "tasks.ray_runner", raising=False)
     answer = anomalyclip("score", "--collection", "parts", "--runner", "ray")
     assert answer.code == 2
-    assert "pip install 'anomalyclip-batch[ray]'" in answer.err
+    assert "pip install '.[ray]'" in answer.err

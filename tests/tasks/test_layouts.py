@@ -142,6 +142,14 @@ def test_labels_have_class_split_and_kind_where_the_table_has_them(tmp_path: Pat
     assert facts(entries) == {"a.png": ("nut", "test", 1, "hole"), "b.png": ("parts", "train", 0, None)}
 
 
+def test_numbers_in_the_place_of_names_are_names(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "b.png")
+    rows = [{"image": "a.png", "label": 1, "split": 0, "defect_type": 7}, {"image": "b.png", "label": 0, "class": 3}]
+    (tmp_path / "labels.json").write_text(json.dumps(rows))
+    _, entries = read_layout(str(tmp_path), "labels", "parts")
+    assert facts(entries) == {"a.png": ("parts", "0", 1, "7"), "b.png": ("3", None, 0, None)}
+
+
 def test_labels_may_be_one_object_of_image_and_label(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "b.png")
     (tmp_path / "labels.json").write_text('{"a.png": "good", "b.png": "bent"}')
