@@ -158,9 +158,15 @@ def reasons(filesystem: Any) -> Iterator[None]:
     except IsADirectoryError:
         raise UnreadableImage("changed", "the object is a folder by now") from None
     except PermissionError as error:
-        if not isinstance(filesystem, LocalFileSystem):
+        if not isinstance(filesystem, LocalFileSystem) and not is_archived(error):
             raise  # that is the credentials, not this object
         raise UnreadableImage("unreadable", str(error)) from error
+
+
+def is_archived(error: PermissionError) -> bool:
+    """Whether S3 refuses an object because it lies in an archive, as it does until somebody restores it."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return bool(response.get("Error", {}).get("Code") == "InvalidObjectState")
 
 
 class Ranges(io.RawIOBase):

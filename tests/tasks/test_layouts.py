@@ -7,10 +7,13 @@ from pathlib import Path
 import fsspec
 import pytest
 import s3fs
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from tasks.errors import InputError
 from tasks.images import UnreadableImage
 from tasks.layouts import Entry, StoredObject, read_layout, read_version
+from tasks.layouts.source import reasons
 from tasks.store import Store
 from tests.tasks.conftest import photo
 
@@ -254,6 +257,16 @@ def test_a_local_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None
     _, entries = read_layout(str(tmp_path), "flat", "parts")
     with pytest.raises(UnreadableImage, match="unreadable"):
         read(entries[0].object)
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"), [("InvalidObjectState", UnreadableImage), ("AccessDenied", PermissionError)]
+)
+def test_an_archived_object_is_unreadable_and_refused_credentials_are_not(code: str, raised: type[Exception]) -> None:
+    """No server here archives: the error is the one that s3fs makes of S3's answer."""
+    refused = translate_boto_error(ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject"))
+    with pytest.raises(raised), reasons(fsspec.filesystem("memory")):
+        raise refused
 
 
 def test_a_bucket_is_read_as_a_folder_is(tmp_path: Path) -> None:
