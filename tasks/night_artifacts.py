@@ -16,6 +16,7 @@ from tasks.nights import Night, NightSummary
 from tasks.pictures import data_uri, image_and_heat
 from tasks.progress import watched
 from tasks.registry import ModelVersion, bundle_folder, mlflow_links
+from tasks.scored import read_rest
 from tasks.store import Store
 
 HIGHEST = 6  # images that are shown
@@ -51,6 +52,7 @@ def highest_images(store: Store, collection: str, model: ModelVersion, night: Ni
     """A Markdown table of the images with the highest scores; an image that can no longer be read is left out."""
     scored: pd.DataFrame = night.rows[night.rows["score"].notna()]
     highest = scored.sort_values("score", ascending=False, kind="stable").head(HIGHEST)
+    highest = read_rest(store, collection, model, highest)
     with bundle_folder(store, model) as folder:
         config = read_bundle_config(folder)
     grids = read_grids(store, collection, model, highest["image_id"], night.first_part)

@@ -16,7 +16,7 @@ from models.drift import Drift, find_drift
 from tasks.progress import watched
 from tasks.registry import ModelVersion, tracked_run
 from tasks.runs import write_run_record
-from tasks.scored import read_scored
+from tasks.scored import read_outline
 from tasks.store import Store
 from tasks.thresholds import find_calibration
 
@@ -67,7 +67,7 @@ class NightSummary:
 
 @dataclass(frozen=True)
 class Night:
-    """The images of a night (rows of tasks.scored, of manifest parts from first_part on) and the drift of their classes."""
+    """The images of a night (outline of tasks.scored, manifest parts from first_part on) and the drift of their classes."""
 
     rows: pd.DataFrame
     drift: dict[str, Drift]
@@ -134,7 +134,7 @@ def read_night(store: Store, collection: str, model: ModelVersion, failed: str |
     """All that this model has scored and no complete night has told of."""
     path = night_path(collection, model)
     told = int(json.loads(store.read(*path))["manifest_parts"]) if store.exists(*path) else 0
-    rows = read_scored(store, collection, model, told)
+    rows = read_outline(store, collection, model, told)
     return Night(rows, compare_with_reference(store, collection, model, rows), failed, told)
 
 

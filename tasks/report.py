@@ -32,7 +32,7 @@ from tasks.manifest import records
 from tasks.pictures import data_uri, heat_layer, outline, probability_at, read_thumbnail
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.scored import common_folder, read_scored
+from tasks.scored import common_folder, read_outline, read_rest
 from tasks.store import Store
 
 HIGHEST, LOWEST = 96, 12  # images that have a picture, at most
@@ -89,8 +89,8 @@ def write_report(
     target = Store(store)
     with bundle_folder(target, model) as folder:
         config = read_bundle_config(folder)
-    rows = read_collections(target, list(metrics), model, first_part)
-    listed = listed_rows(rows)
+    rows = outline_of(target, list(metrics), model, first_part)
+    listed = named(with_rest(target, list(metrics), model, first_rows(rows)))
     pictures = make_pictures(target, listed, model, config, first_part)
     page = render(title, notice, run_id, model, config, rows, metrics, page_data(listed, pictures))
     folder_of_page = ("collections", *metrics) if len(metrics) == 1 else ()
@@ -100,9 +100,9 @@ def write_report(
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def read_collections(store: Store, collections: list[str], model: ModelVersion, first_part: int) -> pd.DataFrame:
-    """Rows of tasks.scored in the order of the page, with `collection`, `state`, and `group`: the class, as it is shown."""
-    frames = [read_scored(store, name, model, first_part).assign(collection=name) for name in collections]
+def outline_of(store: Store, collections: list[str], model: ModelVersion, first_part: int) -> pd.DataFrame:
+    """The outline of tasks.scored in the order of the page, with `collection`, `state`, and `group`: the class, as shown."""
+    frames = [read_outline(store, name, model, first_part).assign(collection=name) for name in collections]
     rows = pd.concat(frames, ignore_index=True)
     decided = rows["decision"].fillna("undecided")
     rows["state"] = pd.Categorical(decided.where(rows["error_kind"].isna(), "unreadable"), STATES)
@@ -111,14 +111,26 @@ def read_collections(store: Store, collections: list[str], model: ModelVersion, 
     return rows.assign(rank=rank).sort_values(["rank", "score"], ascending=[True, False], kind="stable")
 
 
-def listed_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those that the page names, with the `name` of each: its URI below what all have in common.
+def turns(rows: pd.DataFrame) -> pd.Index:
+    """In which order they find room on the page: anomalous ones before unreadable ones, and these before the rest."""
+    return rows["rank"].map({0: 0, 2: 1, 1: 2}).sort_values(kind="stable").index
 
-    Where not all find room, anomalous ones come before unreadable ones, and these before the rest.
-    """
+
+def first_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """As many as the page names, in the order of the page."""
+    return rows[rows.index.isin(turns(rows)[:LISTED])]
+
+
+def with_rest(store: Store, collections: list[str], model: ModelVersion, rows: pd.DataFrame) -> pd.DataFrame:
+    """With all columns of tasks.scored."""
+    whole = pd.concat([read_rest(store, name, model, rows[rows["collection"] == name]) for name in collections])
+    return whole.loc[rows.index.intersection(whole.index, sort=False)]
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those whose names find room, with the `name` of each: its URI below what all have in common."""
     root = common_folder(rows["uri"].min(), rows["uri"].max()) if len(rows) else ""
-    turns = rows["rank"].map({0: 0, 2: 1, 1: 2}).sort_values(kind="stable").index[:LISTED]
-    names = rows.loc[turns, "uri"].str.slice(len(root))
+    names = rows.loc[turns(rows), "uri"].str.slice(len(root))
     fitting = names[names.map(lambda name: len(name.encode())).cumsum() <= NAME_BYTES]
     return rows[rows.index.isin(fitting.index)].assign(name=fitting, root=root)
 

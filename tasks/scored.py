@@ -1,6 +1,7 @@
 """What a model has scored of a collection, image by image, with what the manifest knows of it."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,52 @@ from tasks.scoring import part_number, scores_folder
 from tasks.store import Store
 from tasks.tables import BATCH, SCORES, count_rows, read_parquet
 
+OUTLINE = ["image_id", "class_name", "score", "decision", "error_kind"]  # what counts and orders need
 FACTS = ["image_id", "size", "label", "defect_type", "mask_uri"]
+READERS = 16  # threads, of which each has one part in memory
 
 
-def read_scored(store: Store, collection: str, model: ModelVersion, first_part: int = 0) -> pd.DataFrame:
-    """A row a current image of the manifest parts from this number on: the columns of SCORES, `part` and FACTS.
-
-    mask_uri is the mask that was written, mask_uri_truth the ground truth.
-    """
+def read_outline(store: Store, collection: str, model: ModelVersion, first_part: int = 0) -> pd.DataFrame:
+    """A row a current image of the manifest parts from this number on: OUTLINE and `part`, in the manifest's order."""
     folder = scores_folder(collection, model.partition)
-    tables = [SCORES.append(pa.field("part", pa.int64())).empty_table()]
-    for name in store.find(*folder, suffix=".parquet"):
-        if (part := part_number(name)) >= first_part:
-            table = read_parquet(store, *folder, name, schema=SCORES)
-            tables.append(table.append_column("part", pa.array([part] * len(table), pa.int64())))
-    scores = pa.concat_tables(tables).to_pandas()
-    ids = pa.array(scores["image_id"], pa.string())
-    known = [table.filter(pc.is_in(table["image_id"], ids)) for table in stream_manifest(store, collection, FACTS)]
-    facts = pa.concat_tables(known).to_pandas(types_mapper=nullable)
-    return facts.merge(scores.drop_duplicates("image_id"), on="image_id", suffixes=("_truth", ""))
+    names = [name for name in store.find(*folder, suffix=".parquet") if part_number(name) >= first_part]
+    scores = read_scores(store, folder, names, OUTLINE)
+    current = pa.concat_tables(stream_manifest(store, collection, ["image_id"]))["image_id"]
+    places = pc.index_in(current, value_set=scores["image_id"].combine_chunks())  # the first of each
+    return scores.take(places.drop_null()).to_pandas()
+
+
+def read_rest(store: Store, collection: str, model: ModelVersion, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of an outline in their order and with their index, with the other columns of SCORES, and FACTS.
+
+    An image that has gone since the outline was read is left out. mask_uri is the mask that was written, mask_uri_truth the
+    ground truth.
+    """
+    folder, ids = scores_folder(collection, model.partition), pa.array(rows["image_id"], pa.string())
+    parts = set(rows["part"])
+    names = [name for name in store.find(*folder, suffix=".parquet") if part_number(name) in parts]
+    scores = read_scores(store, folder, names, SCORES.names, ids).to_pandas().drop_duplicates("image_id")
+    facts = [table.filter(pc.is_in(table["image_id"], ids)) for table in stream_manifest(store, collection, FACTS)]
+    known = pa.concat_tables(facts).to_pandas(types_mapper=nullable)
+    rest = known.merge(scores, on="image_id", suffixes=("_truth", "")).drop(columns=["part", *OUTLINE[1:]])
+    index = pd.Series(rows.index, rows["image_id"])
+    whole = rows.merge(rest, on="image_id")
+    return whole.set_axis(index.loc[whole["image_id"]])
+
+
+def read_scores(
+    store: Store, folder: tuple[str, ...], names: list[str], columns: list[str], ids: pa.Array | None = None
+) -> pa.Table:
+    """These columns of parts of scores, and `part`; with `ids` only rows of these images."""
+
+    def read(name: str) -> pa.Table:
+        table = read_parquet(store, *folder, name, columns=columns, schema=SCORES)
+        table = table.append_column("part", pa.array([part_number(name)] * len(table), pa.int32()))
+        return table if ids is None else table.filter(pc.is_in(table["image_id"], ids))
+
+    empty = pa.schema([*(SCORES.field(name) for name in columns), pa.field("part", pa.int32())]).empty_table()
+    with ThreadPoolExecutor(READERS) as pool:
+        return pa.concat_tables([empty, *pool.map(read, names)])
 
 
 def stream_scored(store: Store, collection: str, model: ModelVersion) -> Iterator[dict[str, Any]]:

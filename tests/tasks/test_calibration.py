@@ -15,7 +15,7 @@ from tasks.errors import InputError
 from tasks.manifest import ingest_source, manifest_folder
 from tasks.nights import compare_with_reference
 from tasks.registry import ModelVersion
-from tasks.scored import read_scored
+from tasks.scored import read_outline, read_rest
 from tasks.scoring import ScoredShard, plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts
@@ -188,12 +188,12 @@ def test_against_old_scores_the_nights_after_a_drift_are_flagged(store, source, 
 
 
 def last_rows(store: Store, model: ModelVersion) -> list[dict]:
-    rows = read_scored(store, "parts", model)
-    return rows[rows["part"] == rows["part"].max()].to_dict("records")
+    rows = read_outline(store, "parts", model)
+    return read_rest(store, "parts", model, rows[rows["part"] == rows["part"].max()]).to_dict("records")
 
 
 def is_moved(store: Store, model: ModelVersion) -> bool:
-    (found,) = compare_with_reference(store, "parts", model, read_scored(store, "parts", model)).values()
+    (found,) = compare_with_reference(store, "parts", model, read_outline(store, "parts", model)).values()
     return found.moved
 
 
@@ -212,7 +212,7 @@ def test_versions_that_are_no_longer_there_are_no_reference(store, source, model
     calibrate_collection.fn(store.uri, "parts", model, RATE)
     (path,) = store.find("collections/parts/thresholds", suffix=".parquet")
     reference = set(read_parquet(store, "collections/parts/thresholds", path)["image_id"].to_pylist())
-    assert reference == set(read_scored(store, "parts", model)["image_id"])
+    assert reference == set(read_outline(store, "parts", model)["image_id"])
     assert len(reference) == 7
 
 

@@ -72,3 +72,55 @@ def test_what_is_known_takes_no_memory_however_much_it_is(tmp_path: Path) -> Non
         peaks.append(1024 * int(done.stdout))
     assert peaks[1] - peaks[0] < 20 * 1_000_000
     assert peaks[1] < 400e6
+
+
+MAKE_NIGHT = """
+import sys
+import pyarrow as pa
+from tasks.manifest import manifest_folder
+from tasks.scoring import scores_folder
+from tasks.store import Store
+from tasks.tables import MANIFEST, SCORES, to_parquet
+
+store, rows, part_rows = Store(sys.argv[1]), int(sys.argv[2]), 50_000
+for part, start in enumerate(range(0, rows, part_rows)):
+    numbers = range(start, start + part_rows)
+    ids = [f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}" for n in numbers]
+    uris = [f"s3://bucket/line-4/2026-11-26/camera-2/{n:012d}.png" for n in numbers]
+    region = {"x": 1, "y": 2, "w": 3, "h": 4, "area": 12, "peak": 0.5}
+    both = {"image_id": ids, "uri": uris, "class_name": ["line-4"] * part_rows}
+    more = {"score": [0.5] * part_rows, "decision": ["normal"] * part_rows, "regions": [[region] * 4] * part_rows}
+    name, listed = f"part-{part:05d}-a", both | {"status": ["listed"] * part_rows}
+    for schema, columns, *place in (
+        (MANIFEST, listed, *manifest_folder("parts"), f"dt=2026-11-26/{name}.parquet"),
+        (SCORES, both | more, *scores_folder("parts", "m.v1"), f"{name}-{part_rows}-00000.parquet"),
+    ):
+        columns |= {f.name: pa.nulls(part_rows, f.type) for f in schema if f.name not in columns}
+        store.write(to_parquet(pa.table(columns).select(schema.names).cast(schema)), *place)
+"""
+
+TELL_NIGHT = """
+import sys
+from tasks.registry import ModelVersion
+from tasks.scored import read_outline, read_rest
+from tasks.store import Store
+
+store, rows, model = Store(sys.argv[1]), int(sys.argv[2]), ModelVersion("models:/m/1", "m", "1", "0" * 64)
+outline = read_outline(store, "parts", model)
+assert len(outline) == rows
+assert len(read_rest(store, "parts", model, outline[::50_000])) == rows / 50_000
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak)
+"""
+
+
+def test_a_night_takes_little_of_each_image_that_it_tells_of(tmp_path: Path) -> None:
+    """All columns of a row with four regions take over two kilobytes."""
+    peaks = []
+    for rows in (200_000, 600_000):
+        for script in (MAKE_NIGHT, TELL_NIGHT):
+            command = [sys.executable, "-c", script, str(tmp_path / str(rows)), str(rows)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+            assert done.returncode == 0, done.stderr
+        peaks.append(1024 * int(done.stdout))
+    assert (peaks[1] - peaks[0]) / 400_000 < 600

@@ -21,9 +21,11 @@ from tasks.registry import ModelVersion
 from tasks.report import (
     Picture,
     as_script_json,
-    listed_rows,
+    first_rows,
     make_picture,
-    read_collections,
+    named,
+    outline_of,
+    with_rest,
     within,
     write_report,
 )
@@ -170,7 +172,7 @@ def test_anomalous_then_unreadable_images_are_listed_whatever_is_left_out(
 ) -> None:
     rows = pd.DataFrame({"uri": [f"s3://photos/{name}" for name in "abcdef"], "rank": [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]})
     monkeypatch.setattr(f"tasks.report.{bound}", value)
-    assert "".join(listed_rows(rows.set_index(np.array([3, 0, 5, 1, 4, 2])))["name"]) == left
+    assert "".join(named(first_rows(rows.set_index(np.array([3, 0, 5, 1, 4, 2]))))["name"]) == left
 
 
 def test_no_more_pictures_than_the_page_can_hold() -> None:
@@ -201,7 +203,9 @@ def test_layers_are_of_one_image(tmp_path: Path, store: Store, bundle: Path, mod
     ingest_source.fn(store.uri, "parts", str(tmp_path), "labels", False)
     for shard in plan_shards(store, "parts", model.partition)[1]:
         score_shard.fn(store.uri, "parts", model, shard, "fp32")
-    rows = {row["uri"].rpartition("/")[2]: row for row in records(read_collections(store, ["parts"], model, 0))}
+    outline = outline_of(store, ["parts"], model, 0)
+    whole = records(with_rest(store, ["parts"], model, outline))
+    rows = {row["uri"].rpartition("/")[2]: row for row in whole}
     config, grid = read_bundle_config(bundle), np.full((6, 6), 0.9, np.float32)
     plain, masked = (make_picture(rows[name], grid, config) for name in ("plain.png", "masked.png"))
     assert plain
