@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from models.backbone import Backbone, load_backbone
+from models.backbone import Backbone, load_backbone, pack_matrices
 from models.baselines import ensemble_features
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE
 from models.embedded.captions import DAMAGED_STATES, GENERIC_NAMES, NORMAL_STATES, TEMPLATES
@@ -43,6 +43,7 @@ from tasks.store import read_uri
 from tasks.training import epoch_batches
 
 SEED, SIGMA = 111, 4.0
+BATCH = 8  # about what scoring takes on a CPU
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def learned(backbone: Backbone, auxiliary: Samples, dpam_layers: int, epochs: in
 def detect(backbone: Backbone, images: np.ndarray, dpam_layers: int, texts: list[Tensor]) -> list[Found]:
     """One result a pair of text features, from one pass of the vision tower."""
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in texts]
-    for pixels in torch.from_numpy(images).split(32):
+    for pixels in torch.from_numpy(images).split(BATCH):
         features = backbone.encode_image(normalise(pixels), (backbone.layers,), dpam_layers)
         image = F.normalize(features.image, dim=-1)
         for text, found in zip(texts, parts, strict=True):
@@ -194,7 +195,11 @@ def mean_over(names: Any, resamples: Any) -> np.ndarray:
 
 
 def measure_speed(backbone: Backbone, text: Tensor, size: int, images: int = 240) -> float:
-    """Images a second from decoded 256-pixel images to scores and smoothed maps, in batches, on all cores."""
+    """Images a second from decoded 256-pixel images to scores and smoothed maps, in batches, on all cores.
+
+    As in scoring, the backbone's matrices are packed first, after which it is good for that alone.
+    """
+    pack_matrices(backbone.clip.visual, backbone.grid**2 + 1)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
 
     def run(n: int) -> None:

@@ -82,7 +82,11 @@ def score_in_parts(detector: Detector, pixels: Tensor, at_once: int) -> tuple[Te
 
 
 def batch_size_for(detector: Detector) -> int:
-    """Images a batch: about 8,192 tokens on a CPU, eight times that on a GPU, at most 256 images."""
+    """Images a batch: about 2,048 tokens on a CPU, 32 times that on a GPU, at most 256 images.
+
+    What 2,048 tokens of width 192 are in a block stays in a CPU's caches: at 257 tokens an image 7 % faster than 8,192, at
+    1,370 of width 1,024 images one at a time are 6 % faster than eight together.
+    """
     tokens = detector.positions.shape[0]
-    budget = 65_536 if detector.text_features.device.type == "cuda" else 8_192
+    budget = 65_536 if detector.text_features.device.type == "cuda" else 2_048
     return max(1, min(256, budget // tokens))

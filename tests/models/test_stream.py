@@ -72,4 +72,4 @@ def test_one_image_that_does_not_fit_is_an_error(small_detector, monkeypatch: py
 
 
 def test_a_batch_holds_as_many_images_as_its_tokens_allow(small_detector) -> None:
-    assert batch_size_for(small_detector) == 8192 // 37
+    assert batch_size_for(small_detector) == 2048 // 37
