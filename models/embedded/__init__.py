@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
-IMAGE_SIZE = 224  # of detectors on it, the model card says why
+IMAGE_SIZE = 256  # of detectors on it, the model card says why
 DPAM_LAYERS = 2  # of its 4 blocks, in pre-training and in detectors
 
 
