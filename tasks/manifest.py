@@ -151,8 +151,8 @@ def ingest_source(
     check_name(collection)
     target = Store(store)
     uri, entries = stream_layout(source, layout, collection)
-    written = tuple(f"{target.uri_of(name)}/" for name in ("collections", "mlartifacts"))
-    written = tuple(folder for folder in written if not f"{uri}/".startswith(folder))
+    folders = (f"{target.uri_of(name)}/" for name in ("collections", "mlartifacts"))
+    written = tuple(folder for folder in folders if not f"{uri}/".startswith(folder))
     chosen = (
         entry
         for entry in entries
