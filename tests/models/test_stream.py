@@ -71,5 +71,8 @@ def test_one_image_that_does_not_fit_is_an_error(small_detector, monkeypatch: py
         launch(small_detector, torch.from_numpy(PIXELS))
 
 
-def test_a_batch_holds_as_many_images_as_its_tokens_allow(small_detector) -> None:
-    assert batch_size_for(small_detector) == 2048 // 37
+def test_a_batch_holds_as_many_images_as_their_activations_allow(small_detector) -> None:
+    tokens, width = small_detector.positions.shape
+    assert batch_size_for(small_detector) == min(256, 1_600_000 // (tokens * width))
+    small_detector.positions = small_detector.positions.repeat(40, 40)
+    assert batch_size_for(small_detector) == 1
