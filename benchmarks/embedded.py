@@ -43,7 +43,7 @@ from tasks.store import read_uri
 from tasks.training import epoch_batches
 
 SEED, SIGMA = 111, 4.0
-BATCH = 8  # about what scoring takes on a CPU
+BATCH = 8  # the fastest on a CPU; scoring takes 32, which threads beside it prefer
 
 
 @dataclass(frozen=True)
