@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", commands.run_train, "Train prompts on labelled collections and register a model version.",
                     "anomalyclip train --collection mvtec --backbone ViT-L-14-336-quickgelu:openai")  # fmt: skip
-    train.add_argument("--collection", action="append", required=True, metavar="NAME", help="repeat for more than one")
+    train.add_argument("--collection", action="extend", nargs="+", required=True, metavar="NAME", help="one or more")
     train.add_argument("--backbone", default="embedded", metavar="SPEC",
                        help=f"{help_of(parameters.Backbone)} (default: embedded)")  # fmt: skip
     train.add_argument("--epochs", type=positive, default=15, help=help_of(parameters.Epochs))

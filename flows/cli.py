@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from tasks.store import CACHE, Store, refuse_credentials
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
     try:
         for value in vars(arguments).values():
             if isinstance(value, str):
@@ -40,16 +43,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             print(as_json(refused.summary))
         return 1
+    except Terminated:
+        print("anomalyclip: terminated; what is committed stays, run the same command to go on", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt as stopped:
         done = f"stopped: {stopped}" if stopped.args else "stopped"
         print(f"anomalyclip: {done}; what is committed stays, run the same command to go on", file=sys.stderr)
         return 130
     except Exception as error:
         logging.getLogger("anomalyclip").debug("", exc_info=True)
-        print(f"anomalyclip: {arguments.command} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"anomalyclip: {arguments.command} failed: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return 1
     print(as_json(summary) if arguments.json else text)
     return 1 if getattr(summary, "failed", None) else 0
+
+
+class Terminated(BaseException):
+    """SIGTERM: what was started ends with the command, as after Ctrl-C."""
+
+
+def terminate(*_: Any) -> None:
+    raise Terminated
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def as_json(summary: Any) -> str:
@@ -62,6 +80,10 @@ def as_json(summary: Any) -> str:
 def prepare_environment(store: str) -> None:
     """Before Prefect, MLflow and torch are imported: all local under the store where nothing else is configured."""
     home = Store(store).local_root or CACHE
+    if "?" in str(home):
+        raise InputError(
+            f"the path of a local store cannot hold a question mark: {str(home)!r}"
+        )  # SQLite's URLs end there
     defaults = {
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_LOGGING_LEVEL": "INFO" if "PREFECT_API_URL" in os.environ else "ERROR",  # a server shows it in its UI

@@ -98,7 +98,7 @@ def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
         arguments.runner, arguments.worker_cpus, arguments.worker_gpus, store=arguments.store,
     )  # fmt: skip
     if not s.scored:
-        return s, f"{s.collection}: nothing to score, {s.model} has scored all {s.images} images"
+        return s, f"{s.collection}: nothing to score, {s.model} has a row for each of {s.images} versions of images"
     unreadable = "".join(f", {count} {kind}" for kind, count in s.unreadable.items())
     rate = f"{s.scored / s.seconds:.1f} images/s"
     before = f", {s.already_scored} were scored before" if s.already_scored else ""

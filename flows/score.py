@@ -46,10 +46,11 @@ WAITING = 4  # shards a worker that are submitted: each costs memory in Prefect 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """Counts of images; unreadable: by kind, among those of this run; scores: the folder with the Parquet parts.
+    """Counts of images, each version of an object one; unreadable: by kind, among those of this run; scores: the folder with
+    the Parquet parts.
 
-    anomalous: None where nothing was decided, for want of a calibration; failed: shards that this run could not score,
-    with the reason; the next run tries them again.
+    anomalous: None where nothing was decided, for want of a calibration; failed: shards that this run could not score, with
+    the reason; the next run tries them again.
     """
 
     run_id: str

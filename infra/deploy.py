@@ -9,13 +9,19 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 from prefect import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.events.schemas.automations import AutomationCore
+from prefect.settings import PREFECT_API_URL
 
 POOL = "anomalyclip"
 FOLDER = Path(__file__).parent
 
 
 def main() -> None:
+    if not PREFECT_API_URL.value():
+        sys.exit(
+            "PREFECT_API_URL names no server to deploy to, e.g. http://127.0.0.1:4200/api of `prefect server start`"
+        )
     prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     apply_deployments()
     apply_automations()
@@ -27,11 +33,16 @@ def prefect(*arguments: str) -> None:
 
 def apply_deployments() -> None:
     """Those of prefect.yaml. `prefect deploy` resumes a deployment that is paused as a whole; here it stays paused."""
+    file = FOLDER / "prefect.yaml"
+    names = [deployment["name"] for deployment in yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]]
+    ours = DeploymentFilter(name=DeploymentFilterName(any_=names))
     with get_client(sync_client=True) as client:
-        paused = [deployment.id for deployment in client.read_deployments() if deployment.paused]
-        prefect("deploy", "--all", "--prefect-file", str(FOLDER / "prefect.yaml"))
-        for deployment in paused:
-            client.pause_deployment(deployment)
+        paused = [found.id for found in client.read_deployments(deployment_filter=ours) if found.paused]
+        try:
+            prefect("deploy", "--all", "--prefect-file", str(file))
+        finally:
+            for deployment in paused:
+                client.pause_deployment(deployment)
 
 
 def apply_automations() -> None:

@@ -272,7 +272,10 @@ def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], text_to
     check_plain_vit(config)
     arguments = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
     with torch.device("meta"):
-        clip: Any = CLIP(**arguments)
+        try:
+            clip: Any = CLIP(**arguments)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ValueError(f"the model config describes no CLIP: {error}") from error
         if config.get("conv_stem"):
             clip.visual.conv1 = ConvStem(config["vision_cfg"]["width"])
     if not text_tower:

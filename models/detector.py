@@ -90,7 +90,8 @@ class Detector(nn.Module):
     ) -> "Detector":
         """A detector on a backbone's device. Defaults are the paper's, for ViT-L/14@336 at 518 pixels.
 
-        training: facts to keep in the bundle. Raises ValueError where sizes or layers do not fit the backbone.
+        training: facts to keep in the bundle. Raises ValueError where sizes or layers do not fit the backbone, or the text
+        features of the prompts are not finite.
         """
         if image_size != backbone.image_size:
             raise ValueError(f"image size {image_size} differs from the backbone's {backbone.image_size}")
@@ -100,6 +101,8 @@ class Detector(nn.Module):
         )  # fmt: skip
         with torch.no_grad():
             text = prompts.text_features().detach()
+        if not text.isfinite().all():
+            raise ValueError("the prompts have no finite text features")
         tensors = {name: value.detach().cpu().clone() for name, value in prompts.state_dict().items()}
         return cls(backbone.clip.visual, backbone.positions, text, config, tensors, precision)
 
@@ -230,9 +233,9 @@ def read_bundle_tensors(folder: str | Path) -> tuple[Tensor, dict[str, Tensor]]:
             raise ValueError(f"the bundle {str(folder)!r} is damaged: {name} cannot be read: {error}") from error
     found, prompts = tensors.values()
     text = found.get("text_features", torch.empty(0))
-    if text.ndim != 2 or len(text) != 2 or not text.isfinite().all():
-        raise ValueError(f"the bundle {str(folder)!r} is damaged: its text features are no two finite vectors")
-    return text, prompts
+    if text.ndim != 2 or len(text) != 2 or not torch.allclose(text.float().norm(dim=1), torch.ones(2), atol=1e-3):
+        raise ValueError(f"the bundle {str(folder)!r} is damaged: its text features are no two vectors of length 1")
+    return text.float(), prompts
 
 
 def check_weights(config: DetectorConfig, backbone: Backbone) -> None:
@@ -241,6 +244,10 @@ def check_weights(config: DetectorConfig, backbone: Backbone) -> None:
         raise ValueError(
             f"the bundle was made on other weights: it needs SHA-256 {config.weights_sha256[:16]}…, "
             f"'{backbone.spec}' has {backbone.weights_sha256[:16]}…"
+        )
+    if backbone.image_size != config.image_size:
+        raise ValueError(
+            f"the bundle is for images of {config.image_size} pixels, the backbone for {backbone.image_size}"
         )
 
 

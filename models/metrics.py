@@ -156,6 +156,8 @@ def _as_arrays(labels: Any, scores: Any, ndim: int | None = None) -> tuple[NDArr
     labels, scores = _checked(labels, scores, ndim)
     if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
         raise ValueError("Scores must be finite: NaN or infinity cannot be ranked.")
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError("Labels must be numbers: NaN is neither normal nor anomalous.")
     return labels if labels.dtype == bool else labels > 0.5, scores
 
 

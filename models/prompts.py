@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.weights import first_sentence
 
 PHRASES = ("object.", "damaged object.")  # index 0 normal, 1 abnormal
+WORDS = 5  # tokens beside the context: start, at most three of the phrase, end
 INIT_STD = 0.02
 
 
@@ -42,6 +45,8 @@ class PromptLearner(nn.Module):
             raise ValueError(f"depth {depth} must lie between 1 and the {blocks} blocks of the text tower")
         if not 1 <= deep_ctx <= n_ctx:
             raise ValueError(f"deep_ctx {deep_ctx} must lie between 1 and n_ctx {n_ctx}")
+        if n_ctx + WORDS > clip.context_length:
+            raise ValueError(f"n_ctx {n_ctx} leaves no room for the words: at most {clip.context_length - WORDS} fit")
 
         def fresh(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape).normal_(std=INIT_STD, generator=generator))
@@ -86,10 +91,10 @@ class PromptLearner(nn.Module):
     def load_official(self, checkpoint: str | Path | Mapping[str, Any]) -> list[str]:
         """Load a checkpoint of the published code; returns the names of the tensors that AnomalyCLIP never uses.
 
-        The embedded words around the context (`token_…`) are CLIP's own and not read, but they have to be our words.
+        The embedded words around the context (`token_…`) are CLIP's own: they have to be our words, and of this CLIP.
 
-        checkpoint: a .pth file (read with weights_only=True) or its content. Raises ValueError where it is none or its
-        shapes do not fit this backbone and these lengths.
+        checkpoint: a .pth file (read with weights_only=True) or its content. Raises ValueError where it is none, its shapes
+        do not fit this backbone and these lengths, or it was learned on another CLIP.
         """
         state = read_official(checkpoint)
         own = self.state_dict()
@@ -111,8 +116,19 @@ class PromptLearner(nn.Module):
             tokens = state.get(f"tokenized_prompts_{side}")
             if tokens is not None and not torch.equal(tokens.long().flatten(), own_tokens):
                 raise ValueError(f"the checkpoint was learned on other words than {' and '.join(map(repr, PHRASES))}")
+            for part, where in (("prefix", slice(0, 1)), ("suffix", slice(1 + self.n_ctx, None))):
+                words = state.get(f"token_{part}_{side}")
+                if words is not None and not self.are_words(words, own_tokens[where]):
+                    raise ValueError("the checkpoint was learned on another CLIP: its words around the prompts differ")
         self.load_state_dict({name: state[name] for name in own})
         return surplus
+
+    def are_words(self, embedded: Tensor, tokens: Tensor) -> bool:
+        """Whether these are the embeddings (…, T, W) of tokens (T,), to the rounding of fp16, up to the end of the text."""
+        clip: Any = self.backbone.clip
+        own = clip.token_embedding.weight[tokens].cpu()
+        embedded, used = embedded.flatten(0, -2), int(tokens.argmax()) + 1
+        return embedded.shape == own.shape and torch.allclose(embedded[:used], own[:used], rtol=1e-3, atol=1e-6)
 
 
 def tokenize(n_ctx: int, context_length: int) -> Tensor:
@@ -131,15 +147,22 @@ def read_official(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tenso
         except FileNotFoundError:
             raise ValueError(f"the checkpoint {str(checkpoint)!r} does not exist") from None
         except Exception as error:  # pickle, zip and torch errors alike: not a file that may be trusted
-            reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            reason = f"{type(error).__name__}: {first_sentence(error)}"
             raise ValueError(f"{str(checkpoint)!r} cannot be read safely as a checkpoint: {reason}") from error
     else:
         content = checkpoint
     if not isinstance(content, Mapping) or "prompt_learner" not in content:
         raise ValueError("this is no AnomalyCLIP checkpoint: it has no entry 'prompt_learner'")
     learner = content["prompt_learner"]
-    if not isinstance(learner, Mapping) or not all(isinstance(value, Tensor) for value in learner.values()):
+    if not isinstance(learner, Mapping) or not all(is_tensor(name, value) for name, value in learner.items()):
         raise ValueError(
-            "this is no AnomalyCLIP checkpoint: its entry 'prompt_learner' holds other things than tensors"
+            "this is no AnomalyCLIP checkpoint: its entry 'prompt_learner' holds other things than real, dense tensors"
         )
-    return {name: value.float() for name, value in learner.items()}
+    return {name: torch.as_tensor(value).float() for name, value in learner.items()}
+
+
+def is_tensor(name: Any, value: Any) -> bool:
+    """A named, real, dense tensor or array."""
+    if isinstance(value, Tensor):
+        return isinstance(name, str) and value.layout == torch.strided and not value.is_complex()
+    return isinstance(name, str) and isinstance(value, np.ndarray) and value.dtype.kind in "fiub"

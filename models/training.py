@@ -7,6 +7,7 @@ runs the tower at every step (a test holds it).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,9 +52,8 @@ def extract_features(
 ) -> Features:
     """Features of preprocessed images (N, 3, S, S), on the CPU in fp32, batch_size images at a time."""
     device = backbone.positions.device
-    batches = [
-        backbone.encode_image(batch.to(device), feature_layers, dpam_layers) for batch in images.split(batch_size)
-    ]
+    parts = torch.as_tensor(images).split(batch_size)
+    batches = [backbone.encode_image(batch.to(device), feature_layers, dpam_layers) for batch in parts]
     patches = zip(*(batch.patches for batch in batches), strict=True)
     return Features(torch.cat([batch.image for batch in batches]).cpu(), [torch.cat(layer).cpu() for layer in patches])
 
@@ -74,13 +74,15 @@ def train_prompts(
 ) -> list[StepLoss]:
     """One Adam step for each list of image indices in `batches`; changes `prompts` in place and returns the losses.
 
-    masks: (N, S, S), bool or 0/1; labels: (N,), 0 or 1. has_mask: (N,) bool, which images take part in the local loss
-    (default: all); an image without ground truth trains on the image loss alone. Give `optimizer` to go on with its state.
+    masks: (N, S, S) or (N, 1, S, S), a defect where above 0.5; labels: (N,), 0 or 1; both tensors or arrays. has_mask: (N,)
+    bool, which images take part in the local loss (default: all); an image without ground truth trains on the image loss
+    alone. Give `optimizer` to go on with its state.
     """
     optimizer = optimizer or make_optimizer(prompts, lr)
+    truth = GroundTruth.of(masks, labels, has_mask)
     losses = []
     for batch in batches:
-        layers, image_ce = batch_loss(prompts, features, masks, labels, torch.as_tensor(batch), has_mask)
+        layers, image_ce = batch_loss(prompts, features, truth, torch.as_tensor(batch), by_row=len(batch) == 1)
         total = LOCAL_WEIGHT * sum(layer.total() for layer in layers) + image_ce
         optimizer.zero_grad()
         total.backward()
@@ -89,24 +91,44 @@ def train_prompts(
     return losses
 
 
+class GroundTruth(NamedTuple):
+    """masks (N, S, S), labels (N,), and has_mask (N,) bool: which images take part in the local loss."""
+
+    masks: Tensor
+    labels: Tensor
+    has_mask: Tensor
+
+    @classmethod
+    def of(cls, masks: Any, labels: Any, has_mask: Any = None) -> "GroundTruth":
+        masks, labels = torch.as_tensor(masks), torch.as_tensor(labels)
+        if masks.ndim == 4 and masks.shape[1] == 1:
+            masks = masks[:, 0]
+        if masks.ndim != 3 or masks.shape[1] != masks.shape[2] or len(masks) != len(labels):
+            raise ValueError(f"masks of shape {tuple(masks.shape)} are not ({len(labels)}, S, S)")
+        return cls(masks, labels, torch.ones(len(labels)).bool() if has_mask is None else torch.as_tensor(has_mask))
+
+
 def batch_loss(
-    prompts: PromptLearner, features: Features, masks: Tensor, labels: Tensor, batch: Tensor, has_mask: Tensor | None
+    prompts: PromptLearner, features: Features, truth: GroundTruth, batch: Tensor, by_row: bool
 ) -> tuple[list[LocalLoss], Tensor]:
-    """Local losses of each feature layer (none where no image of the batch has a mask) and the image loss."""
+    """Local losses of each feature layer (none where no image of the batch has a mask) and the image loss.
+
+    by_row: see dice_loss.
+    """
     text = prompts.text_features()
     device = text.device
     image = features.image[batch].to(device)
-    image_ce = image_loss(image / image.norm(dim=-1, keepdim=True), text, labels[batch].to(device))
-    masked = batch if has_mask is None else batch[has_mask[batch]]
+    image_ce = image_loss(image / image.norm(dim=-1, keepdim=True), text, truth.labels[batch].to(device))
+    masked = batch[truth.has_mask[batch]]
     if not len(masked):
         return [], image_ce
-    targets = masks[masked].to(device).float()
+    targets = (truth.masks[masked].to(device) > 0.5).float()
     layers = []
     for patches in features.patches:
         probabilities = patch_probabilities(patches[masked].to(device), text)  # B P 2
         side = round(probabilities.shape[1] ** 0.5)
         maps = upsample(probabilities.movedim(-1, 1).unflatten(-1, (side, side)), targets.shape[-1])  # B 2 S S
-        layers.append(local_loss(maps[:, 1], maps[:, 0], targets, by_row=len(batch) == 1))
+        layers.append(local_loss(maps[:, 1], maps[:, 0], targets, by_row))
     return layers, image_ce
 
 
@@ -120,8 +142,13 @@ def validation_loss(
     held_back: Tensor,
     batch_size: int = 8,
 ) -> float:
-    """Mean loss over the images held_back (indices, at least one), weighted by batch length."""
-    total = 0.0
+    """Mean image loss over the images held_back (indices, at least one) and mean local loss over those with masks, added.
+
+    However the images fall into batches, and without the published code's exception for a batch of one (see dice_loss).
+    """
+    truth, image_ce, local = GroundTruth.of(masks, labels, has_mask), 0.0, 0.0
     for batch in held_back.split(batch_size):
-        total += StepLoss(*batch_loss(prompts, features, masks, labels, batch, has_mask)) * len(batch)
-    return total / len(held_back)
+        loss = StepLoss(*batch_loss(prompts, features, truth, batch, by_row=False))
+        image_ce += loss.image_ce * len(batch)
+        local += loss.local * int(truth.has_mask[batch].sum())
+    return image_ce / len(held_back) + local / max(1, int(truth.has_mask[held_back].sum()))

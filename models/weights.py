@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.preprocess import MEAN, STD
+
 EMBEDDED = "embedded"
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's state dicts, beside the weights
 SIZES = (
@@ -37,20 +39,35 @@ def config_and_weights(spec: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"backbone {spec!r} is neither 'embedded' nor '<open_clip model>:<pretrained tag or path>'")
     config = model_config(name)
     check_plain_vit(config)
-    check_gelu(name, source, config, source == "openai")
+    check_pretraining(name, source, config)
     tensors, from_openai = read_weights(name, source)
-    check_gelu(name, source, config, from_openai)
+    check_gelu(name, source, config, from_openai, "OpenAI's")
     return config, tensors
 
 
-def check_gelu(name: str, source: str, config: Mapping[str, Any], from_openai: bool) -> None:
-    """ValueError where OpenAI's weights would run with the exact GELU that they were not trained with."""
+def check_pretraining(name: str, source: str, config: Mapping[str, Any]) -> None:
+    """ValueError where weights were trained with another activation or normalisation than they would run with.
+
+    open_clip knows that of each tag. A local file counts as one of the model's tags where these agree.
+    """
     import open_clip
 
-    if from_openai and not config.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known = [open_clip.get_pretrained_cfg(name, tag) for tag in ([source] if source in tags else tags)]
+    quick = bool(known) and all(found.get("quick_gelu") for found in known)
+    check_gelu(name, source, config, quick, f"the weights {source!r} of {name}")
+    if source in tags and any(known[0].get(key, own) != own for key, own in (("mean", MEAN), ("std", STD))):
         raise ValueError(
-            f"OpenAI's weights need quick GELU: use '{name}-quickgelu:{source}' instead of '{name}:{source}'"
+            f"'{name}:{source}' was trained on images that were not normalised with OpenAI's mean and deviation"
         )
+
+
+def check_gelu(name: str, source: str, config: Mapping[str, Any], quick: bool, whose: str) -> None:
+    """ValueError where weights would run with the exact GELU that they were not trained with."""
+    import open_clip
+
+    if quick and not config.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
+        raise ValueError(f"{whose} need quick GELU: use '{name}-quickgelu:{source}' instead of '{name}:{source}'")
 
 
 def check_plain_vit(config: Mapping[str, Any]) -> None:
@@ -95,11 +112,17 @@ def read_weights(name: str, source: str) -> tuple[dict[str, Tensor], bool]:
     try:
         state = read_state(path, archive)
     except Exception as error:  # pickle, zip, safetensors and torch errors alike: not a file that may be trusted
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_sentence(error) or type(error).__name__
         raise ValueError(f"the weights {source!r} cannot be read safely: {reason}") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"the weights {source!r} are no state dict but a {type(state).__name__}")
-    return dict(state), archive or "openai" in path.name or all(name in state for name in OPENAI_FACTS)
+    state = {str(tensor).removeprefix("module."): value for tensor, value in state.items()}  # of distributed training
+    return state, archive or "openai" in path.name or all(name in state for name in OPENAI_FACTS)
+
+
+def first_sentence(error: Exception) -> str:
+    """What torch says of a file that it refuses, without its advice to trust it."""
+    return next(iter(str(error).splitlines()), "").partition(". ")[0]
 
 
 def read_state(path: Path, archive: bool) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from models.backbone import Backbone, check_layers, load_backbone
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE, embedded_config
-from models.weights import EMBEDDED, model_config
+from models.weights import EMBEDDED, check_plain_vit, model_config
 from tasks.errors import InputError
 from tasks.store import CACHE, open_filesystem
 
@@ -44,15 +44,20 @@ def make_geometry(
     size, dpam = (IMAGE_SIZE, DPAM_LAYERS) if spec == EMBEDDED else (vision["image_size"], round(depth * 19 / 24))
     if spec != EMBEDDED and vision["patch_size"] == 14:
         size = 518
-    if feature_layers and map_definition != "last":
+    if feature_layers is not None and map_definition != "last":
         raise InputError(f"the map {map_definition!r} has layers of its own: leave out the feature layers")
     named = quarters(depth) if map_definition == "multi-layer" else (depth,)
-    layers, dpam = tuple(feature_layers or named), dpam if dpam_layers is None else dpam_layers
+    layers = named if feature_layers is None else tuple(feature_layers)
+    size, dpam = size if image_size is None else image_size, dpam if dpam_layers is None else dpam_layers
     try:
         check_layers(layers, dpam, depth)
     except ValueError as error:
         raise InputError(f"the backbone {spec!r} has {depth} blocks: {error}") from error
-    return Geometry(image_size or size, layers, dpam)
+    if len(set(layers)) < len(layers):
+        raise InputError(f"a feature layer is named twice: {', '.join(map(str, layers))}")
+    if size < vision["patch_size"]:
+        raise InputError(f"images of {size} pixels are less than one patch of {vision['patch_size']}")
+    return Geometry(size, layers, dpam)
 
 
 def quarters(depth: int) -> tuple[int, ...]:
@@ -70,7 +75,9 @@ def map_name(spec: str, layers: tuple[int, ...]) -> str:
 def backbone_config(spec: str) -> dict[str, Any]:
     """open_clip's config of a backbone, without its weights."""
     try:
-        return embedded_config() if spec == EMBEDDED else model_config(spec.partition(":")[0])
+        config = embedded_config() if spec == EMBEDDED else model_config(spec.partition(":")[0])
+        check_plain_vit(config)
+        return config
     except ValueError as error:
         raise InputError(f"the backbone {spec!r} cannot be loaded: {error}") from error
 
@@ -79,12 +86,11 @@ def open_backbone(spec: str, image_size: int | None = None, text_tower: bool = T
     """The backbone on the CPU, for scoring without its text tower; InputError where it cannot be had."""
     name, _, source = spec.partition(":")
     try:
-        if "://" not in source:
-            return load_backbone(spec, image_size, text_tower)
-        backbone = load_backbone(f"{name}:{fetch(source)}", image_size, text_tower)
+        local = f"{name}:{fetch(source)}" if "://" in source else spec
+        backbone = load_backbone(local, image_size, text_tower)
     except ValueError as error:
         raise InputError(f"the backbone {spec!r} cannot be loaded: {error}") from error
-    backbone.spec = spec
+    backbone.spec = spec if "://" in source or not Path(source).is_file() else f"{name}:{Path(source).absolute()}"
     return backbone
 
 

@@ -151,8 +151,14 @@ def read_reference(
             f"{model.uri} has scored nothing of {collection!r} that can be a reference: "
             f"run `anomalyclip score --collection {collection}` first"
         )
-    peaks = read_peaks(store, collection, model, config, first_part)
-    return reference.assign(peak=reference["image_id"].map(peaks)).sort_values("image_id", ignore_index=True)
+    reference["peak"] = reference["image_id"].map(read_peaks(store, collection, model, config, first_part))
+    gone = int(reference["peak"].isna().sum())
+    if gone:
+        raise InputError(
+            f"of {gone} images of {collection!r} the store has a score of {model.uri} but no map, without which there is no "
+            "threshold for masks: parts of the maps were removed. `--nights N` takes the last nights alone"
+        )
+    return reference.sort_values("image_id", ignore_index=True)
 
 
 def later_parts(store: Store, folder: tuple[str, ...], first_part: int) -> list[str]:

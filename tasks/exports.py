@@ -122,9 +122,12 @@ def destination(
     """The folder and the name of the file; by default a place in the store."""
     if output is None:
         return Store(store.uri_of("collections", collection, "exports", f"model={model.partition}")), FILES[format]
-    folder, _, name = (output if "://" in output else str(Path(output).absolute())).rpartition("/")
-    if not name or output.endswith("/"):
-        raise InputError(f"{output!r} is a folder: name the file to write, e.g. {output}{FILES[format]}")
+    remote = "://" in output
+    folder, _, name = (output if remote else str(Path(output).absolute())).rpartition("/")
+    if not name or output.endswith("/") or folder.endswith(":/") or (not remote and Path(output).is_dir()):
+        raise InputError(
+            f"{output!r} is a folder: name the file to write, e.g. {output.rstrip('/') or '.'}/{FILES[format]}"
+        )
     return Store(folder or "/"), name
 
 

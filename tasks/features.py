@@ -9,8 +9,10 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from tasks.store import CACHE, Store
 
 log = logging.getLogger(__name__)
 BATCH = 8  # images a pass of the tower
+ABANDONED = 86_400  # seconds
 
 
 @task(
@@ -67,6 +70,8 @@ class Material:
 
 def training_material(store: Store, collections: Sequence[str]) -> Material:
     """The labelled images of the collections that the published protocol trains on (see labelled_test_rows)."""
+    if len(set(collections)) < len(collections):
+        raise InputError(f"a collection is named twice: {', '.join(collections)}")
     manifests = [read_manifest(store, name) for name in collections]
     rows = pd.concat([labelled_test_rows(manifest.rows) for manifest in manifests])
     if not ((rows["label"] == 0).any() and (rows["label"] == 1).any()):
@@ -110,6 +115,7 @@ def cache_features(folder: Path, material: Material, backbone: Backbone, geometr
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder.parent)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         usable = write_features(partial, material.rows, backbone, geometry)
@@ -126,6 +132,14 @@ def cache_features(folder: Path, material: Material, backbone: Backbone, geometr
         publish_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """What runs that were killed a day ago or earlier had written by then."""
+    for partial in parent.glob("*.tmp"):
+        with suppress(FileNotFoundError):  # another run was first
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def publish_folder(partial: Path, folder: Path) -> None:

@@ -62,6 +62,8 @@ def open_file(file: IO[bytes]) -> Image.Image:
         if begin.startswith(SIGNATURES):
             raise UnreadableImage("corrupt", "it begins like an image, but its header cannot be read") from error
         raise UnreadableImage("unsupported", "this is not an image in a known format") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged header raises whatever its format's reader stumbles over
         raise UnreadableImage("corrupt", f"{type(error).__name__}: {error}") from error
 
@@ -110,6 +112,8 @@ def peek_header(file: IO[bytes]) -> Header:
     image = open_file(file)
     try:
         return Header(*upright_size(image), image.mode)
+    except MemoryError:
+        raise
     except Exception as error:
         raise UnreadableImage("corrupt", f"{type(error).__name__}: {error}") from error
 

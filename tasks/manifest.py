@@ -8,10 +8,12 @@ own, whose slices are the shards of scoring; what changed about known ones (a la
 """
 
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -32,6 +34,7 @@ from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
 from tasks.tables import MANIFEST, ROW_GROUP, read_parquet, to_parquet, to_table
 
+log = logging.getLogger(__name__)
 READERS = 16  # concurrent reads of image headers
 BLOCK = 4096  # rows that are compared with the manifest at a time
 PART_ROWS = 128 * ROW_GROUP
@@ -153,12 +156,20 @@ def ingest_source(
     uri, entries = stream_layout(source, layout, collection)
     folders = (f"{target.uri_of(name)}/" for name in ("collections", "mlartifacts"))
     written = tuple(folder for folder in folders if not f"{uri}/".startswith(folder))
-    chosen = (
-        entry
-        for entry in entries
-        if (split is None or entry.split in (None, split)) and not entry.object.uri.startswith(written)
-    )
+    images = (entry for entry in entries if not entry.object.uri.startswith(written))
+    chosen = images if split is None else of_split(images, split)
     return update_manifest(target, collection, uri, chosen, probe)
+
+
+def of_split(entries: Iterable[Entry], split: str) -> Iterator[Entry]:
+    """Those of this split and those of none; InputError where all are of others."""
+    met = set[str | None]()
+    for entry in entries:
+        met.add(entry.split)
+        if entry.split in (None, split):
+            yield entry
+    if met.isdisjoint({None, split}):
+        raise InputError(f"no image is of the split {split!r}, but of {', '.join(map(repr, sorted(map(str, met))))}")
 
 
 def update_manifest(
@@ -259,7 +270,12 @@ class PartWriter:
         while len(table):
             others = self.parts_of_others()
             if not others:
-                self.commit(kind, table)
+                try:
+                    self.commit(kind, table)
+                except BaseException:
+                    with suppress(OSError):  # else the next try waits for this one
+                        self.store.fs.rm_file(self.store.path(*self.claim()))
+                    raise
                 return
             self.parts += others
             self.others += [read_part(self.store, self.collection, part, ["image_id"]) for part in others]
@@ -277,19 +293,29 @@ class PartWriter:
 
         Who claimed the number and wrote nothing for CLAIM_SECONDS is dead: the number is taken over.
         """
-        claimed = self.store.create(b"", *manifest_folder(self.collection), "_claims", f"{len(self.parts):05d}")
-        deadline = time.monotonic() + CLAIM_SECONDS
+        claimed = self.store.create(b"", *self.claim())
+        started, said = time.monotonic(), False
         while True:
             others = tuple(part for part in list_parts(self.store, self.collection) if part not in self.parts)
-            if others or claimed or time.monotonic() > deadline:
+            waited = time.monotonic() - started
+            if others or claimed or waited > CLAIM_SECONDS:
                 return others
+            if waited > 5 and not said:
+                said = True
+                log.warning(
+                    "another ingest of %r has begun or was killed: waiting for %.0f s", self.collection, CLAIM_SECONDS
+                )
             time.sleep(0.2)
+
+    def claim(self) -> tuple[str, ...]:
+        return (*manifest_folder(self.collection), "_claims", f"{len(self.parts):05d}")
 
     def commit(self, kind: str, table: pa.Table) -> None:
         data = to_parquet(table)
         name = f"part-{len(self.parts):05d}-{hashlib.sha256(data).hexdigest()[:12]}{kind}.parquet"
-        self.parts = (*self.parts, f"dt={datetime.now(UTC).date()}/{name}")
-        self.store.write(data, *manifest_folder(self.collection), self.parts[-1])
+        part = f"dt={datetime.now(UTC).date()}/{name}"
+        self.store.write(data, *manifest_folder(self.collection), part)
+        self.parts = (*self.parts, part)
 
 
 def open_rows(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], probe: bool) -> Iterable[dict[str, Any]]:

@@ -49,7 +49,7 @@ def table_rows(summary: NightSummary) -> list[dict[str, Any]]:
 
 
 def highest_images(store: Store, collection: str, model: ModelVersion, night: Night) -> str:
-    """A Markdown table of the images with the highest scores; an image that can no longer be read is left out."""
+    """A Markdown table of the images with the highest scores; one that can no longer be read, or has no map, is left out."""
     scored: pd.DataFrame = night.rows[night.rows["score"].notna()]
     highest = scored.sort_values("score", ascending=False, kind="stable").head(HIGHEST)
     highest = read_rest(store, collection, model, highest)
@@ -60,7 +60,7 @@ def highest_images(store: Store, collection: str, model: ModelVersion, night: Ni
     for row in records(highest):
         try:
             pictures = image_and_heat(row, grids[row["image_id"]], row["mask_uri_truth"], config, SIDE)
-        except UnreadableImage:
+        except (UnreadableImage, KeyError):
             continue
         image, heat = (data_uri(picture, quality=85) for picture in pictures)
         name = as_text(row["uri"].rpartition("/")[2])

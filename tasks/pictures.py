@@ -17,6 +17,7 @@ from scipy.ndimage import binary_erosion
 from models.detector import DetectorConfig
 from models.maps import map_at
 from models.preprocess import binary_mask
+from tasks.errors import InputError
 from tasks.images import alone_if_huge, count_pixels, decode_image, read_mask, viewed
 from tasks.layouts import read_version
 
@@ -30,7 +31,8 @@ def image_and_heat(
     """
     image, _ = read_thumbnail(row, side)
     heat = overlay(image, probability_at(grid, image.height, image.width, config))
-    return image, paste(heat, outline(read_mask(truth), image.size)) if truth else heat
+    lines = truth_outline(truth, image.size)
+    return image, paste(heat, lines) if lines else heat
 
 
 def read_thumbnail(row: Mapping[str, Any], side: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -62,6 +64,14 @@ def heat_layer(probability: NDArray[np.float32]) -> Image.Image:
     colours = colormaps["inferno"](np.clip(probability, 0, 1))
     colours[..., 3] = np.clip(0.25 + 0.6 * probability, 0, 0.85)
     return Image.fromarray((colours * 255).round().astype(np.uint8), "RGBA")
+
+
+def truth_outline(uri: str | None, size: tuple[int, int]) -> Image.Image | None:
+    """The outline of the ground-truth mask at this URI; None where there is none, or none that can be read any more."""
+    try:
+        return outline(read_mask(uri), size) if uri else None
+    except InputError:
+        return None
 
 
 def outline(mask: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -128,7 +128,7 @@ def connect(address: str) -> None:
     """To a cluster that exists; InputError where nobody listens, for which Ray itself would ask for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
-        if host:  # else `auto`: the cluster of this machine
+        if address != "auto":  # the cluster of this machine
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, logging_level=logging.ERROR)
     except (OSError, ValueError, RayError) as error:

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from models import Detector, load_detector
 from models.baselines import Baseline
 from models.detector import bundle_digest, read_bundle_config, read_bundle_tensors
+from models.weights import first_sentence
 from tasks.backbones import open_backbone
 from tasks.errors import InputError
 from tasks.pyfunc import save_pyfunc
@@ -64,8 +65,14 @@ def use_tracking(store: Store) -> MlflowClient:
     uri = given or f"sqlite:///{root}/mlflow.db"
     _defaults.update([] if given else [uri])
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient()
-    if client.get_experiment_by_name(EXPERIMENT) is None:
+    try:
+        client = MlflowClient()
+        known = client.get_experiment_by_name(EXPERIMENT)
+    except (MlflowException, ImportError) as error:
+        if isinstance(error, MlflowException) and error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise InputError(f"{tracking_name()} cannot be used: {without_password(first_sentence(error))}") from error
+    if known is None:
         location = None if given or root is None else (root / "mlartifacts").as_uri()
         try:
             client.create_experiment(EXPERIMENT, artifact_location=location)
@@ -119,7 +126,7 @@ def resolve_model(store: Store, model: str) -> ModelVersion:
     if model.startswith(BASELINES):
         return resolve_baseline(store, model)
     if not model.startswith("models:/"):
-        folder = Path(model)
+        folder = Store(model).local_root or Path(model)
         if not (folder / "config.json").is_file():
             raise InputError(f"the model {model!r} is neither a models:/ URI nor the folder of a bundle")
         check_bundle(folder)
@@ -198,6 +205,8 @@ def bundle_folder(store: Store, model: ModelVersion) -> Iterator[Path]:
         else:
             local = Path(model.uri)
         found = bundle_digest(local)
+        if not (local / "config.json").is_file():
+            raise InputError(f"the files of {model.uri} are not where {tracking_name()} has them: was the store moved?")
         if found != model.digest:
             raise InputError(f"the bundle of {model.uri} has SHA-256 {found[:16]}…, registered is {model.digest[:16]}…")
         yield local
@@ -254,7 +263,11 @@ def mlflow_links(store: Store, model: ModelVersion, run_id: str | None = None) -
 
 def tracking_name() -> str:
     """What MLflow is connected to, as messages may name it: without its password."""
-    return re.sub(r"(?<=://)[^/]*@", "", mlflow.get_tracking_uri())
+    return without_password(mlflow.get_tracking_uri())
+
+
+def without_password(text: str) -> str:
+    return re.sub(r"(?<=://)[^/]*@", "", text)
 
 
 def pages_of(tracking_uri: str) -> str | None:

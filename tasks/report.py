@@ -27,9 +27,9 @@ from prefect.cache_policies import NO_CACHE
 from models.detector import DetectorConfig, read_bundle_config
 from tasks.evaluation import ClassMetrics
 from tasks.grids import read_grids
-from tasks.images import UnreadableImage, read_mask
+from tasks.images import UnreadableImage
 from tasks.manifest import records
-from tasks.pictures import data_uri, heat_layer, outline, probability_at, read_thumbnail
+from tasks.pictures import data_uri, heat_layer, probability_at, read_thumbnail, truth_outline
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.scored import common_folder, read_outline, read_rest
@@ -180,7 +180,7 @@ def make_picture(row: Mapping[str, Any], grid: np.ndarray | None, config: Detect
     shrink = min(1, HEAT / max(image.size))
     rows, columns = (max(1, round(side * shrink)) for side in (image.height, image.width))
     heat = heat_layer(probability_at(grid, rows, columns, config))
-    truth = outline(read_mask(row["mask_uri_truth"]), image.size) if row["mask_uri_truth"] else None
+    truth = truth_outline(row["mask_uri_truth"], image.size)
     regions = [tuple(region[key] for key in ("x", "y", "w", "h", "area", "peak")) for region in row["regions"]]
     return Picture(
         width, height, data_uri(image, "WEBP", quality=80), data_uri(heat, "WEBP", quality=80),

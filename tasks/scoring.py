@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
@@ -37,7 +38,7 @@ from models.stream import Scored, batch_size_for, score_stream
 from tasks.errors import InputError
 from tasks.images import LARGEST, UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
-from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part
+from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part, stream_manifest
 from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
@@ -227,9 +228,9 @@ class Output:
     def write_maps(self, shard: Shard, data: bytes) -> str:
         return self.store.write(data, *scores_folder(self.collection, self.partition, "maps"), part_name(shard))
 
-    def commit_scores(self, shard: Shard, data: bytes) -> bool:
-        """False where another run has committed the shard meanwhile: what is done is never written over."""
-        return self.store.create(data, *scores_folder(self.collection, self.partition), part_name(shard))
+    def commit_scores(self, shard: Shard, data: bytes) -> None:
+        """Unless another run has committed the shard meanwhile: what is done is never written over."""
+        self.store.create(data, *scores_folder(self.collection, self.partition), part_name(shard))
 
     def write_mask(self, image_id: str, png: bytes) -> str:
         return self.store.write(png, *scores_folder(self.collection, self.partition, "masks"), f"{image_id}.png")
@@ -281,10 +282,26 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
                     scored.append(pending.popleft().result())
                 advance()
         scored += [future.result() for future in pending]
+    check_source(output, scored)
     output.write_maps(shard, to_parquet(to_table(maps, MAPS)))
     table = to_table(scored, SCORES.with_metadata({"precision": output.precision}))
     output.commit_scores(shard, to_parquet(table))
     return ScoredShard(shard.name, len(rows), count_values(scored, "error_kind"), count_values(scored, "decision"))
+
+
+def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
+    """FileNotFoundError where all images of a shard are missing and no ingest has noted that they were deleted.
+
+    Then it is likelier that their source is out of reach, and a row says for ever that its image was missing.
+    """
+    if scored and all(row.get("error_kind") == "missing" for row in scored):
+        ids = pa.array([row["image_id"] for row in scored])
+        current = stream_manifest(output.store, output.collection, ["image_id"])
+        if any(pc.any(pc.is_in(ids, table["image_id"])).as_py() for table in current):
+            raise FileNotFoundError(
+                f"none of the {len(scored)} images can be found, {scored[0]['uri']} the first: is their source "
+                "in reach? `anomalyclip ingest` notes which were deleted"
+            )
 
 
 def count_values(rows: list[dict[str, Any]], column: str) -> dict[str, int]:

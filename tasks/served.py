@@ -84,7 +84,8 @@ def find_thresholds(store: Store, model: ModelVersion) -> Calibration | None:
     uri = os.environ.get(THRESHOLDS)
     if not uri:
         return bundle_calibration(store, model)
-    calibration = read_calibration(Store(uri.rpartition("/")[0]))
+    folder, _, name = uri.rpartition("/")
+    calibration = read_calibration(Store(folder or "."), name=name)
     if calibration.thresholds.bundle_digest != model.digest:
         raise InputError(f"{THRESHOLDS}={uri} are the thresholds of {calibration.thresholds.model}, another bundle")
     return calibration

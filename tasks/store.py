@@ -71,7 +71,10 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     if protocol in S3 and filesystem.session is None:
         filesystem.split_path = partial(split_path, filesystem)
         filesystem.session = s3_session(**filesystem.kwargs)
-    return filesystem, filesystem._strip_protocol(uri)
+    path = filesystem._strip_protocol(uri)
+    if isinstance(filesystem, LocalFileSystem):  # one spelling of a path, or its images would be others
+        path = os.path.normpath("/" + path.lstrip("/"))
+    return filesystem, path
 
 
 def s3_options() -> dict[str, Any]:

@@ -6,6 +6,7 @@ another calibration, still ends with the same bytes. Where the store has none, t
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -95,6 +96,8 @@ def parse_thresholds(data: bytes, where: str) -> Thresholds:
     try:
         content = json.loads(data)
         classes = {name: ClassThreshold(**values) for name, values in content["classes"].items()}
+        if not all(math.isfinite(value) for found in classes.values() for value in (found.score, found.pixel)):
+            raise ValueError("a threshold is a finite number")
         return Thresholds(**content | {"classes": classes})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where} holds no thresholds: {error}; run `anomalyclip calibrate` again") from error
@@ -112,8 +115,8 @@ def find_calibration(store: Store, collection: str, model: ModelVersion, manifes
     return read_calibration(store, *folder, max(before)) if before else bundle_calibration(store, model)
 
 
-def read_calibration(store: Store, *folder: str) -> Calibration:
-    thresholds = parse_thresholds(store.read(*folder, THRESHOLD_FILE), store.uri_of(*folder, THRESHOLD_FILE))
+def read_calibration(store: Store, *folder: str, name: str = THRESHOLD_FILE) -> Calibration:
+    thresholds = parse_thresholds(store.read(*folder, name), store.uri_of(*folder, name))
     if thresholds.reference is None:
         return Calibration(thresholds)
     reference = read_parquet(store, *folder, thresholds.reference).to_pandas()

@@ -189,7 +189,9 @@ def learn(
                 prompts, cached.features, cached.masks, cached.labels, cached.has_mask, held_back
             )
         mean = mean_loss(epoch, losses, validation)
-        if not np.isfinite(mean.total):
+        with torch.no_grad():
+            finite = bool(prompts.text_features().isfinite().all())
+        if not finite or not np.isfinite([mean.total, validation or 0.0]).all():
             raise InputError(
                 f"training diverged in epoch {epoch} at a learning rate of {plan.lr:g}: take a smaller one"
             )
@@ -203,7 +205,7 @@ def learn(
 
 def split_by_class(cached: CachedFeatures, plan: TrainingPlan) -> tuple[Tensor, Tensor]:
     """Indices of the usable images to train on, and of those of the classes that are held back."""
-    classes = np.unique(cached.classes)
+    classes = np.unique(cached.classes[cached.usable.numpy()])
     count = round(plan.validation_share * len(classes)) or int(plan.validation_share > 0)
     if count and count >= len(classes):
         raise InputError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def has_suffix(name: str, suffixes: Sequence[str] | frozenset[str]) -> bool:
 def open_source(uri: str) -> Source:
     filesystem, root = open_filesystem(uri)
     filesystem.invalidate_cache()
+    if isinstance(filesystem, LocalFileSystem) and os.path.isfile(root):
+        raise InputError(f"the source {uri!r} is a file: name its folder")
     return Source(filesystem, root.rstrip("/"))
 
 

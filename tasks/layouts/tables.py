@@ -46,7 +46,9 @@ def split_labels_uri(uri: str) -> tuple[str, str]:
 def parse_labels(content: bytes, name: str) -> list[dict[str, Any]]:
     try:
         if has_suffix(name, (".csv",)):
-            records: Any = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+            reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), skipinitialspace=True)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            records: Any = list(reader)
         else:
             records = json.loads(content)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
@@ -55,6 +57,10 @@ def parse_labels(content: bytes, name: str) -> list[dict[str, Any]]:
         records = [{"image": image, "label": label} for image, label in records.items()]
     if not isinstance(records, list) or not all(isinstance(r, dict) and r.get("image") for r in records):
         raise InputError(f"{name!r} must list records with the fields image, label and, where known, mask")
+    if records and not any("label" in record for record in records):
+        raise InputError(f"{name!r} has no field label; its fields: {', '.join(map(str, records[0]))}")
+    if surplus := next((record for record in records if None in record), None):
+        raise InputError(f"{name!r} has more cells than columns in the row of {surplus['image']!r}")
     return records
 
 
@@ -64,7 +70,7 @@ def labelled_entry(record: Mapping[str, Any], source: Source, collection: str, f
     return Entry(
         object=referenced(str(record["image"]), source, file),
         class_name=str(record.get("class_name") or record.get("class") or collection),
-        split=word_in(record, "split"),
+        split=(word_in(record, "split") or "").lower() or None,
         defect_type=word_in(record, "defect_type") or state,
         label=label,
         mask_uri=referenced(str(mask), source, file).uri if mask and label else None,
@@ -79,6 +85,8 @@ def word_in(record: Mapping[str, Any], field: str) -> str | None:
 
 def parse_label(value: Any, file: str) -> tuple[int | None, str | None]:
     """Label and, where the label is a word, the kind of defect it names."""
+    if not isinstance(value, str | int | float | None):
+        raise InputError(f"{file!r} has the label {value!r}: a label is a word, 0 or 1")
     word = "" if value is None else str(value).strip()
     if word == "":
         return None, None

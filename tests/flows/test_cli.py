@@ -37,6 +37,9 @@ def test_a_collection_goes_from_folder_to_scores_masks_and_metrics(anomalyclip: 
 
     trained = anomalyclip("train", "--collection", "parts", "--epochs", "1", "--json").json
     assert trained["model"] == "models:/anomalyclip/1"
+    early = anomalyclip("report", "--collection", "parts")
+    assert (early.code, early.out) == (2, "")
+    assert "models:/anomalyclip/1 has scored nothing of 'parts': run `anomalyclip score`" in early.err
 
     scored = anomalyclip("score", "--collection", "parts", "--json").json
     assert (scored["scored"], scored["already_scored"], scored["unreadable"]) == (24, 0, {})

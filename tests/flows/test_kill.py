@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.flows.conftest import Command, start, write_images
+from tests.infra.running import wait_for
 
 KINDS = ("scores", "maps", "masks")
 
@@ -62,6 +63,25 @@ def test_a_run_that_was_killed_is_finished_by_the_next_one(anomalyclip: Command,
     assert summary["already_scored"] == 4 * done
     assert summary["scored"] == 160 - 4 * done
     assert written(tmp_path / "store") == collection
+
+
+def test_a_command_that_is_terminated_takes_its_prefect_server_with_it(
+    anomalyclip: Command, collection, tmp_path: Path
+):
+    process = scoring(tmp_path)
+    started = children(process.pid)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1].startswith("anomalyclip: terminated; what is committed stays")
+    assert started
+    wait_for(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in started))
+    anomalyclip("score", "--collection", "parts", "--shard-size", "4")
+    assert written(tmp_path / "store") == collection
+
+
+def children(pid: int) -> list[str]:
+    return [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 @pytest.mark.parametrize("runner", ["threads", "ray"])

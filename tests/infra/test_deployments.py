@@ -93,6 +93,15 @@ def deployments(api: httpx.Client) -> dict[str, dict[str, Any]]:
     return {deployment["name"]: deployment for deployment in post(api, "/deployments/filter")}
 
 
+def test_without_a_server_nothing_is_deployed(environment: dict[str, str]):
+    nowhere = {name: value for name, value in environment.items() if name != "PREFECT_API_URL"}
+    run = subprocess.run(
+        [sys.executable, "-m", "infra.deploy"], env=nowhere, cwd=ROOT, capture_output=True, timeout=300
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith(b"PREFECT_API_URL names no server to deploy to")
+
+
 def test_all_flows_are_deployed_on_the_pool(deployments: dict[str, dict[str, Any]]):
     assert set(deployments) == {"ingest", "train", "score", "evaluate", "nightly"}
     for deployment in deployments.values():

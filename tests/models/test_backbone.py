@@ -1,5 +1,6 @@
 """Features of the published code, any member of the ViT family, and every form in which weights come."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,31 @@ def test_the_digest_of_the_weights_changes_with_one_value() -> None:
     state["visual.proj"] = state["visual.proj"].copy()
     state["visual.proj"][0, 0] += 1e-3
     assert build_backbone(TINY, state, image_size=64).weights_sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ViT-B-16:metaclip_400m", "use 'ViT-B-16-quickgelu:metaclip_400m'"),
+        ("ViT-H-14:dfn5b", "use 'ViT-H-14-quickgelu:dfn5b'"),
+        ("ViT-L-14-336:weights.safetensors", "use 'ViT-L-14-336-quickgelu:weights.safetensors'"),  # OpenAI's alone
+        ("ViT-L-14:laion2b_s32b_b82k", "not normalised with OpenAI's mean"),
+    ],
+)
+def test_weights_that_were_trained_otherwise_are_refused_before_they_are_read(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_backbone(spec)
+
+
+def test_weights_of_distributed_training_lose_their_prefix(b32_state, tmp_path: Path) -> None:
+    torch.save(b32_state, tmp_path / "plain.pt")
+    torch.save({"state_dict": {f"module.{name}": value for name, value in b32_state.items()}}, tmp_path / "module.pt")
+    plain, module = (load_backbone(f"ViT-S-32-alt:{tmp_path / name}.pt", 64) for name in ("plain", "module"))
+    assert plain.weights_sha256 == module.weights_sha256
+
+
+def test_a_config_that_no_tower_can_have_is_refused() -> None:
+    config = copy.deepcopy(seeded.SMALL)
+    config["text_cfg"]["heads"] = 3
+    with pytest.raises(ValueError, match="describes no CLIP"):
+        build_backbone(config, seeded.weights(seeded.SMALL), 96)

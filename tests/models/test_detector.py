@@ -221,3 +221,18 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"backbone": "embedded"}))
     with pytest.raises(ValueError, match="is no bundle config"):
         load_detector(tmp_path)
+
+
+def test_prompts_without_finite_text_features_make_no_detector(small_backbone) -> None:
+    prompts = PromptLearner(small_backbone)
+    with torch.no_grad():
+        prompts.compound_prompts_text[0].fill_(1e6)  # more than fp16 holds
+    with pytest.raises(ValueError, match="no finite text features"):
+        Detector.build(small_backbone, prompts, IMAGE_SIZE, FEATURE_LAYERS, DPAM_LAYERS)
+
+
+def test_a_backbone_for_images_of_another_size_is_refused(small_detector, small_prompts, tmp_path: Path) -> None:
+    small_detector.save(tmp_path)
+    other = seeded.backbone(seeded.SMALL, 2 * IMAGE_SIZE)
+    with pytest.raises(ValueError, match=f"for images of {IMAGE_SIZE} pixels, the backbone for {2 * IMAGE_SIZE}"):
+        load_detector(tmp_path, backbone=other)

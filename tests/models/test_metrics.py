@@ -297,3 +297,8 @@ def test_scores_that_are_not_finite_are_refused(bad):
 def test_an_unknown_definition_is_refused():
     with pytest.raises(ValueError, match="'official' and 'standard', not 'offical'"):
         aupro(*CASES["distinct"], definition="offical")
+
+
+def test_labels_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="Labels must be numbers"):
+        image_metrics(np.array([np.nan, 1, 0]), np.array([0.1, 0.2, 0.3]))

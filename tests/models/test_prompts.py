@@ -1,5 +1,6 @@
 """Text features of the published code, and its checkpoints."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.backbone import Backbone
 from models.prompts import PromptLearner, tokenize
 from tests.models import seeded
 from tests.models.conftest import DATA, relative_error
@@ -64,7 +66,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(small_backbone, tmp_path: Path)
     [
         ({"ctx_neg": torch.tensor(torch.nan)}, "NaN or infinity: ctx_neg"),
         ({"tokenized_prompts_neg": torch.zeros(1, 1, 77, dtype=torch.int32)}, "learned on other words"),
-        ({"ctx_pos": "text"}, "other things than tensors"),
+        ({"ctx_pos": "text"}, "other things than real, dense tensors"),
+        ({"ctx_pos": torch.zeros(1, 1, 12, 128, dtype=torch.complex64)}, "other things than real, dense tensors"),
+        ({"token_prefix_neg": torch.zeros(1, 1, 1, 128)}, "learned on another CLIP"),
+        ({"token_suffix_pos": torch.zeros(1, 1, 64, 8)}, "learned on another CLIP"),
     ],
 )
 def test_a_checkpoint_that_cannot_score_is_refused(small_backbone, changed: dict[str, Any], message: str) -> None:
@@ -77,14 +82,37 @@ def test_a_checkpoint_that_cannot_score_is_refused(small_backbone, changed: dict
         PromptLearner(small_backbone).load_official({"prompt_learner": state})
 
 
-def test_the_words_around_the_context_may_stand_in_a_checkpoint(small_backbone) -> None:
+def test_the_words_around_the_context_are_those_of_the_clip(small_backbone) -> None:
+    """To the rounding of fp16; behind the end of the text anything may stand."""
     state = torch.load(DATA / "small_prompts.pth", weights_only=True)["prompt_learner"]
     prompts = PromptLearner(small_backbone)
     known = prompts.load_official({"prompt_learner": state})
-    for side, tokens in zip(("pos", "neg"), prompts.tokens, strict=True):
-        state[f"tokenized_prompts_{side}"] = tokens.int().view(1, 1, -1)
-        state[f"token_prefix_{side}"] = torch.zeros(1, 1, 1, 8)
+    words = small_backbone.clip.token_embedding.weight[prompts.tokens].detach()  # 2 77 W
+    for side, embedded in zip(("pos", "neg"), words, strict=True):
+        state[f"token_prefix_{side}"] = embedded[:1].half().view(1, 1, 1, -1)
+        state[f"token_suffix_{side}"] = embedded[13:].half().view(1, 1, 64, -1).clone()
+        state[f"token_suffix_{side}"][..., 40:, :] = 1.0
     assert prompts.load_official({"prompt_learner": state}) == known
+    clip = copy.deepcopy(small_backbone.clip)
+    with torch.no_grad():
+        clip.token_embedding.weight.mul_(1.01)
+    other = Backbone(clip, small_backbone.config, small_backbone.image_size, "other", "0")
+    with pytest.raises(ValueError, match="learned on another CLIP"):
+        PromptLearner(other).load_official({"prompt_learner": state})
+
+
+def test_arrays_are_as_good_as_tensors(small_backbone) -> None:
+    arrays = seeded.prompt_tensors(seeded.SMALL)
+    prompts = PromptLearner(small_backbone)
+    prompts.load_official({"prompt_learner": arrays})
+    assert all(np.array_equal(value, arrays[name]) for name, value in prompts.state_dict().items())
+
+
+def test_a_context_leaves_room_for_the_words(small_backbone) -> None:
+    prompts = PromptLearner(small_backbone, n_ctx=72)
+    assert prompts.end_of_text.tolist() == [75, 76]
+    with pytest.raises(ValueError, match="n_ctx 73 leaves no room for the words: at most 72 fit"):
+        PromptLearner(small_backbone, n_ctx=73)
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(small_backbone, tmp_path: Path) -> None:

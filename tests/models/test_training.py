@@ -9,7 +9,7 @@ import torch
 from models.losses import LOCAL_WEIGHT, image_loss, local_loss, patch_probabilities
 from models.maps import upsample
 from models.prompts import PromptLearner
-from models.training import Features, extract_features, make_optimizer, train_prompts
+from models.training import Features, extract_features, make_optimizer, train_prompts, validation_loss
 from tests.models.conftest import DATA, DPAM_LAYERS, IMAGE_SIZE
 
 GOLDEN = np.load(DATA / "small_train.npz", allow_pickle=False)
@@ -122,3 +122,36 @@ def test_features_do_not_depend_on_the_batch_size(small_backbone, material) -> N
     assert isinstance(one, Features)
     assert len(one) == 9
     torch.testing.assert_close(one.patches[0], many.patches[0], atol=2e-6, rtol=0)
+
+
+def test_arrays_a_channel_axis_and_grey_masks_are_the_same_ground_truth(small_backbone, material) -> None:
+    images, masks, labels = material
+    features = extract_features(small_backbone, images.numpy(), (6,), DPAM_LAYERS)
+    prompts = PromptLearner(small_backbone, generator=torch.Generator().manual_seed(0))
+
+    def losses(masks: object, labels: object) -> list[float]:
+        return train_prompts(prompts, features, masks, labels, [[0, 1, 2], [3]], lr=0.0)
+
+    expected = losses(masks, labels)
+    assert losses(masks[:, None].numpy(), labels.tolist()) == expected
+    assert losses((masks * 255).to(torch.uint8), labels.numpy()) == expected
+    assert losses(masks.bool(), labels.bool()) == expected
+    for wrong in (masks[:, :, :50], masks[:5], masks[:, None].expand(-1, 2, -1, -1)):
+        with pytest.raises(ValueError, match="masks of shape"):
+            losses(wrong, labels)
+
+
+def test_a_validation_loss_does_not_depend_on_its_batches(small_backbone, material) -> None:
+    images, masks, labels = material
+    features = extract_features(small_backbone, images, (6,), DPAM_LAYERS)
+    prompts = PromptLearner(small_backbone, generator=torch.Generator().manual_seed(0))
+    has_mask = torch.arange(9) % 4 == 0  # three of nine
+    found = [
+        validation_loss(prompts, features, masks, labels, has_mask, torch.arange(9), batch_size)
+        for batch_size in (1, 2, 8, 9)
+    ]
+    np.testing.assert_allclose(found, found[-1], rtol=1e-6)
+    (whole,) = train_prompts(prompts, features, masks, labels, [list(range(9))], lr=0.0, has_mask=has_mask)
+    assert found[-1] == pytest.approx(whole, rel=1e-6)
+    nothing = torch.zeros(9).bool()
+    assert validation_loss(prompts, features, masks, labels, nothing, torch.arange(9)) == pytest.approx(whole.image_ce)

@@ -284,3 +284,22 @@ def test_awkward_sizes_are_cut_at_no_higher_value_than_the_peak(store, source, m
         peak = map_at(grid, 96, 96, 96, 4.0).max()
         for size in ((1, 1), (40, 60), (300, 500), (1000, 3)):
             assert map_at(grid, *size, 96, 4.0).max() <= peak + 1e-6
+
+
+def test_without_maps_there_is_no_threshold_for_masks(store, source, model) -> None:
+    night(store, source, model)
+    folder = scores_folder("parts", model.partition, "maps")
+    store.fs.rm(store.path(*folder, store.find(*folder, suffix=".parquet")[0]))
+    with pytest.raises(InputError, match=r"of 4 images of 'parts' the store has a score of .* but no map"):
+        calibrate_collection.fn(store.uri, "parts", model, RATE)
+
+
+def test_a_threshold_is_a_finite_number(store, source, model) -> None:
+    night(store, source, model)
+    calibrate_collection.fn(store.uri, "parts", model, RATE)
+    place = "collections/parts/thresholds/model=bundle.v1/from-00001/threshold.json"
+    content = json.loads(store.read(place))
+    content["classes"]["parts"]["pixel"] = float("nan")
+    store.write(json.dumps(content).encode(), place)
+    with pytest.raises(InputError, match="a threshold is a finite number"):
+        find_calibration(store, "parts", model, 1)

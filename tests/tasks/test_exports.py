@@ -212,9 +212,13 @@ def test_scores_from_before_there_were_p_values_are_exported(exported: Exported)
     assert {image["p_value"] for image in json.loads(exported.text("coco"))["images"]} == {None}
 
 
-def test_what_cannot_be_exported_is_said(exported: Exported) -> None:
+def test_what_cannot_be_exported_is_said(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder: name the file"):
         exported.export("coco", "somewhere/")
+    with pytest.raises(InputError, match="is a folder"):
+        exported.export("coco", str(tmp_path))
+    with pytest.raises(InputError, match=r"is a folder: name the file to write, e\.g\. s3://bucket/coco\.json"):
+        exported.export("coco", "s3://bucket")
     other = ModelVersion(exported.model.uri, "bundle", "2", exported.model.digest)
     with pytest.raises(InputError, match="has scored nothing of 'parts'"):
         exported._replace(model=other).export("coco")

@@ -122,13 +122,16 @@ def test_labels_cannot_point_outside_their_folder(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"image": "gone.png"}]', r"'gone\.png', which does not exist"),
+        ('[{"image": "gone.png", "label": 0}]', r"'gone\.png', which does not exist"),
         ('[{"label": 1}]', "must list records"),
         ("[1, 2", "cannot be read as JSON"),
         ('[{"image": "a.png", "label": 7}]', "has the label '7'"),
         ('[{"image": "a.png", "label": 0}, {"image": "./a.png", "label": 1}]', r"names 'a\.png' twice"),
         ('[{"image": "a.png", "label": 1, "mask": "a_mask.png"}]', r"'a_mask\.png', which does not exist"),
         ('["a.png"]', "must list records"),
+        ('[{"image": "a.png", "mask": "a.png"}]', "has no field label; its fields: image, mask"),
+        ('{"a.png": {"label": 0}}', "has the label {'label': 0}: a label is a word, 0 or 1"),
+        ('[{"image": "a.png", "label": [0]}]', "a label is a word, 0 or 1"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -138,9 +141,18 @@ def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str, me
         read_layout(str(tmp_path), "labels", "parts")
 
 
+def test_a_row_of_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "labels.csv").write_text("image,label\na.png,hole,in the middle\n")
+    with pytest.raises(InputError, match=r"more cells than columns in the row of 'a\.png'"):
+        read_layout(str(tmp_path), "labels", "parts")
+
+
 def test_labels_have_class_split_and_kind_where_the_table_has_them(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "b.png", "unlisted.png")
-    (tmp_path / "MINE.CSV").write_text("image,label,class,split,defect_type\na.png,1,nut,test,hole\nb.png,ok,,train,\n")
+    (tmp_path / "MINE.CSV").write_text(
+        "image, label, class ,split,defect_type\na.png, 1,nut,Test,hole\nb.png,ok,,train,\n"
+    )
     _, entries = read_layout(str(tmp_path / "MINE.CSV"), "labels", "parts")
     assert facts(entries) == {"a.png": ("nut", "test", 1, "hole"), "b.png": ("parts", "train", 0, None)}
 
@@ -299,3 +311,9 @@ def test_a_source_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch, so
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         read_layout(source, layout, "parts")
+
+
+def test_a_file_is_no_source(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    with pytest.raises(InputError, match="is a file: name its folder"):
+        read_layout(str(tmp_path / "a.png"), "flat", "parts")

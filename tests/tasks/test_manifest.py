@@ -1,5 +1,6 @@
 """Manifests: their contract, and that they only ever record what is new, changed or gone."""
 
+import errno
 import hashlib
 import io
 import os
@@ -18,7 +19,16 @@ from PIL import Image
 from tasks import manifest
 from tasks.errors import InputError
 from tasks.layouts import RANGE, read_layout
-from tasks.manifest import PartWriter, digest_of, ingest_source, list_parts, read_manifest, read_part, records
+from tasks.manifest import (
+    IngestSummary,
+    PartWriter,
+    digest_of,
+    ingest_source,
+    list_parts,
+    read_manifest,
+    read_part,
+    records,
+)
 from tasks.store import Store
 from tests.tasks.conftest import photo, write_photos
 
@@ -201,6 +211,32 @@ def test_a_place_that_a_dead_ingest_claimed_is_taken_over(store: Store, source: 
     store.create(b"", "collections/parts/manifest/_claims/00000")
     assert ingest(store, source).new == 6
     assert len(list_parts(store, "parts")) == 1
+
+
+def test_an_ingest_that_could_not_write_gives_its_place_free(store: Store, source: Path, monkeypatch) -> None:
+    def full(*arguments: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Store, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            ingest(store, source)
+    started = time.monotonic()
+    assert ingest(store, source).new == 6
+    assert time.monotonic() - started < manifest.CLAIM_SECONDS / 2  # it waited for nobody
+
+
+def test_a_split_that_no_image_has_is_refused_and_deletes_nothing(store: Store, tmp_path: Path) -> None:
+    write_photos(tmp_path / "nut/test/good", range(2))
+    write_photos(tmp_path / "nut/train/good", range(2, 4))
+
+    def ingest_split(split: str) -> IngestSummary:
+        return ingest_source.fn(store.uri, "parts", str(tmp_path / "nut"), "mvtec", False, split)
+
+    assert ingest_split("test").listed == 2
+    with pytest.raises(InputError, match="no image is of the split 'tset', but of 'test', 'train'"):
+        ingest_split("tset")
+    assert len(read_manifest(store, "parts").rows) == 2
 
 
 def to_be_scored(store: Store) -> list[str]:

@@ -145,6 +145,32 @@ def test_without_any_model_the_way_to_one_is_said(store: Store) -> None:
         resolve_model(store, CHAMPION_URI)
 
 
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("foo://user:secret@host", "foo://host cannot be used: .*unsupported URI"),
+        ("file:///nowhere/mlruns", "cannot be used: The filesystem tracking backend"),
+        ("postgresql://user:secret@127.0.0.1/x", "postgresql://127.0.0.1/x cannot be used: No module named 'psycopg2'"),
+    ],
+)
+def test_a_tracking_uri_that_mlflow_cannot_use_is_said(
+    store: Store, uri: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match=message) as refused:
+        use_tracking(store)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_store_that_was_moved_is_said_to_be(store: Store, bundle: Path, tmp_path: Path) -> None:
+    with tracked_run(store, "train", {}) as run_id:
+        model = register_bundle(store, bundle, run_id, "of the tests")
+    artifacts = Path(store.uri) / "mlartifacts"
+    artifacts.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="was the store moved"), bundle_folder(store, model):
+        pass
+
+
 def test_a_remote_store_needs_a_tracking_server() -> None:
     with pytest.raises(InputError, match="set MLFLOW_TRACKING_URI"):
         use_tracking(Store("memory://bucket"))

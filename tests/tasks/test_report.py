@@ -214,6 +214,10 @@ def test_layers_are_of_one_image(tmp_path: Path, store: Store, bundle: Path, mod
     assert masked.truth
     assert np.count_nonzero(decoded(masked.truth)[..., 3]) == 2 * 30 + 2 * 18
     assert decoded(plain.image).shape == (40, 60, 3)
+    (tmp_path / "mask.png").unlink()
+    unmasked = make_picture(rows["masked.png"], grid, config)
+    assert unmasked
+    assert (unmasked.truth, unmasked.heat) == (None, masked.heat)
     quiet = make_picture(rows["plain.png"], grid / 30, config)
     assert quiet
     assert decoded(plain.heat)[..., :3].mean() > 100 > 20 > decoded(quiet.heat)[..., :3].mean()

@@ -293,3 +293,21 @@ def test_a_score_does_not_depend_on_an_unreadable_neighbour(tmp_path, source, mo
     assert [name for name, value in scores[1].items() if value is None] == [f"00{n}.png" for n in (0, 1, 2, 3, 5)]
     for name, value in scores[1].items():
         assert value is None or value == pytest.approx(scores[0][name], abs=1e-6)
+
+
+def test_a_source_that_is_out_of_reach_is_not_scored_as_missing(store: Store, source: Path, model) -> None:
+    """A night later it may be back; images that an ingest found deleted stay missing."""
+    ingest(store, source)
+    source.rename(source.with_name("away"))
+    with pytest.raises(
+        FileNotFoundError, match=r"none of the 4 images can be found, file://.*: is their source in reach"
+    ):
+        score(store, model)
+    assert read_scores(store, model) == []
+    source.with_name("away").rename(source)
+    for path in source.glob("*.png"):
+        path.unlink()
+    write_photos(source, range(20, 21))
+    ingest(store, source)
+    score(store, model)
+    assert sorted(str(row["error_kind"]) for row in read_scores(store, model)) == ["None"] + ["missing"] * 10

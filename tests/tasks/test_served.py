@@ -24,7 +24,7 @@ from tasks.manifest import ingest_source
 from tasks.registry import CHAMPION_URI, open_detector, use_tracking
 from tasks.scoring import plan_shards, score_shard, scores_folder
 from tasks.served import IMAGE_ROOTS, SERVING, THRESHOLDS, is_below
-from tasks.store import Store
+from tasks.store import Store, read_uri
 from tasks.tables import SCORES, read_parts
 from tasks.thresholds import ClassThreshold, Thresholds, write_thresholds
 from tests.tasks.conftest import Registered, photo
@@ -236,3 +236,15 @@ def test_a_server_answers_as_the_flow_does_and_reads_nothing_by_its_name(scored:
         check(row, expected)
     assert [row["error_kind"] for row in rows[len(images) :]] == ["forbidden"] * len(named)
     assert all(row["score"] is None for row in rows[len(images) :])
+
+
+def test_thresholds_are_read_from_the_file_that_is_named(
+    scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = json.loads(read_uri(scored.thresholds)) | {"reference": None}
+    (tmp_path / "threshold.json").write_text(json.dumps(given))
+    given["classes"]["parts"]["score"] = 0.987
+    (tmp_path / "line-4.json").write_text(json.dumps(given))
+    monkeypatch.setenv(THRESHOLDS, str(tmp_path / "line-4.json"))
+    answer = load(scored).predict(pd.DataFrame({"image": [str(scored.folder / "a.png")], "class_name": "parts"}))
+    assert answer["threshold"].tolist() == [0.987]

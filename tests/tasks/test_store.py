@@ -160,3 +160,10 @@ def test_on_s3_times_are_those_of_the_server(s3: s3fs.S3FileSystem) -> None:
     (listed,) = filesystem.call_s3("list_objects_v2", Bucket="photos")["Contents"]
     asked = filesystem.info(path, refresh=True)["LastModified"]
     assert before < asked == listed["LastModified"].replace(microsecond=0) < datetime.now(UTC) + timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("spelling", ["a/../b", "a/./../b", "//a//../b/", "./b/."])
+def test_a_local_path_has_one_spelling(spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = f"/{tmp_path}{spelling}" if spelling.startswith("//") else spelling
+    assert Store(given).uri_of("x") == (tmp_path / "b/x").as_uri()

@@ -1,5 +1,7 @@
 """Training material, cached features, and learning that goes on where it was killed."""
 
+import dataclasses
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 from PIL import Image
 
 from models.detector import read_bundle_config
+from models.preprocess import preprocess
+from models.training import extract_features
 from tasks.backbones import make_geometry, map_name, open_backbone
 from tasks.errors import InputError
 from tasks.features import CachedFeatures, compute_features, open_features, training_material
@@ -17,6 +21,8 @@ from tasks.manifest import ingest_source, read_manifest
 from tasks.registry import CHAMPION_URI, EXPERIMENT, MODEL_NAME, bundle_folder, resolve_model, use_tracking
 from tasks.store import Store
 from tasks.training import EpochLoss, TrainingPlan, learn, learn_prompts, plan_key, split_by_class
+from tests.models import seeded
+from tests.models.conftest import relative_error
 from tests.tasks.conftest import photo, write_photos
 
 GEOMETRY = make_geometry("embedded", 96)
@@ -81,6 +87,13 @@ def test_cached_features_are_those_of_the_images(store: Store, source: Path) -> 
     assert cached.labels.sum() == 5
     assert cached.has_mask.all()
     assert (cached.masks.flatten(1).any(dim=1) == cached.labels.bool()).all()
+    rows = training_material(store, ["nut"]).rows
+    assert cached.labels.tolist() == [row["label"] for row in rows]
+    for place in (0, 10):
+        image = preprocess(Image.open(rows[place]["uri"].removeprefix("file://")), 96)[None]
+        alone = extract_features(open_backbone("embedded", 96), image, GEOMETRY.feature_layers, GEOMETRY.dpam_layers)
+        assert relative_error(cached.features.image[place], alone.image[0].numpy()) < 1e-4
+        assert relative_error(cached.features.patches[0][place], alone.patches[0][0].numpy()) < 1e-4
 
 
 def test_an_unreadable_image_is_left_out(store: Store, source: Path) -> None:
@@ -210,6 +223,8 @@ def test_several_collections_are_trained_on_together(store: Store, source: Path,
         photo(number).save(tmp_path / "second" / state / "a.png")
     ingest(store, tmp_path / "second", "folders", "second")
     assert len(training_material(store, ["nut", "second"]).rows) == 13
+    with pytest.raises(InputError, match="a collection is named twice: nut, second, nut"):
+        training_material(store, ["nut", "second", "nut"])
 
 
 @pytest.fixture
@@ -316,3 +331,51 @@ def test_both_definitions_of_the_map_have_a_name(spec: str, layers: tuple[int, .
 def test_layers_that_the_backbone_has_not_are_refused(layers: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="the backbone 'embedded' has 4 blocks"):
         make_geometry("embedded", **layers)
+
+
+def test_a_class_that_cannot_be_read_is_neither_trained_on_nor_held_back(store, two_classes, tmp_path) -> None:
+    cached = open_features(Path(store.uri) / "cache/features" / two_classes)
+    readable = dataclasses.replace(cached, usable=cached.usable[cached.classes[cached.usable] == "nut"])
+    with pytest.raises(InputError, match="leaves none of 1 classes to train on"):
+        split_by_class(readable, plan(validation_share=0.5))
+
+
+def test_prompts_that_overflow_in_the_last_step_are_refused(store, two_classes, tmp_path) -> None:
+    """No loss is taken after it: the text features tell."""
+    cached = open_features(Path(store.uri) / "cache/features" / two_classes)
+    with pytest.raises(InputError, match="diverged in epoch 1 at a learning rate of 70000"):
+        learn(plan(epochs=1, lr=7e4), open_backbone("embedded", 96), cached, tmp_path / "a.pt", lambda _: None)
+
+
+def test_what_a_killed_run_left_of_features_is_removed_a_day_later(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    old, new = (Path(store.uri) / f"cache/features/{name}.abc.tmp" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    cached_features(store)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("RN50:openai", {}, "only plain CLIP vision transformers"),
+        ("ViT-B-16-SigLIP:webli", {}, "only plain CLIP vision transformers"),
+        ("embedded", {"image_size": 0}, "images of 0 pixels are less than one patch of 16"),
+        ("embedded", {"image_size": -16}, "less than one patch"),
+        ("embedded", {"feature_layers": []}, "must be numbers from 1 to 4"),
+        ("embedded", {"feature_layers": [4, 4]}, "a feature layer is named twice: 4, 4"),
+    ],
+)
+def test_a_geometry_that_no_tower_has_is_refused(spec: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_geometry(spec, **options)
+
+
+def test_a_backbone_is_named_by_a_path_that_holds_in_every_folder(tmp_path: Path, monkeypatch) -> None:
+    backbone = seeded.backbone(seeded.SMALL, 96)
+    monkeypatch.setattr("models.weights.model_config", lambda name: seeded.SMALL)
+    torch.save(backbone.clip.state_dict(), tmp_path / "weights.pt")
+    monkeypatch.chdir(tmp_path)
+    assert open_backbone("small:weights.pt", 96).spec == f"small:{tmp_path / 'weights.pt'}"
