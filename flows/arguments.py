@@ -51,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--collection", action="extend", nargs="+", required=True, metavar="NAME", help="one or more")
     train.add_argument("--backbone", default="embedded", metavar="SPEC",
                        help=f"{help_of(parameters.Backbone)} (default: embedded)")  # fmt: skip
-    train.add_argument("--epochs", type=positive, default=15, help=help_of(parameters.Epochs))
-    train.add_argument("--lr", type=float, default=1e-3, help=help_of(parameters.LearningRate))
+    train.add_argument("--epochs", type=positive, default=15, help=f"{help_of(parameters.Epochs)} (default: 15)")
+    train.add_argument("--lr", type=float, default=1e-3, help=f"{help_of(parameters.LearningRate)} (default: 0.001)")
     train.add_argument("--seed", type=int, default=111, help=f"{help_of(parameters.Seed)} (default: 111)")
     train.add_argument("--validation-share", type=float, default=0.0, help=help_of(parameters.ValidationShare))
     train.add_argument("--patience", type=int, default=0, help=f"{help_of(parameters.Patience)} (default: 0)")
@@ -172,7 +172,10 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
         "--shard-size", type=positive, default=256, help=f"{help_of(parameters.ShardSize)} (default: 256)"
     )
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=help_of(parameters.Precision)
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help=f"{help_of(parameters.Precision)} (default: fp32)",
     )
 
 

@@ -215,7 +215,10 @@ def run_calibrate(arguments: argparse.Namespace) -> tuple[Any, str]:
     s = calibrate(
         arguments.collection, arguments.false_alarm_rate, arguments.model, arguments.nights, store=arguments.store
     )  # fmt: skip
-    rows = [{"class_name": name} | asdict(found) for name, found in s.classes.items()]
+    rows = [
+        {"class_name": name, "images": found.images, "score": f"{found.score:.6f}", "pixel": f"{found.pixel:.6f}"}
+        for name, found in s.classes.items()
+    ]
     table = as_table(rows, {"class_name": "class", "images": "images", "score": "score above", "pixel": "map above"})
     left_out = "".join(f"\n{name}: {count} images are too few, no decisions" for name, count in s.too_small.items())
     after = f"counts for what is ingested into {s.collection} from now on"

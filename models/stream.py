@@ -85,8 +85,8 @@ def batch_size_for(detector: Detector) -> int:
     """Images a batch, at most 256: as many as have 65,536 tokens on a GPU, 1.6 million activations on a CPU.
 
     On a CPU, ViT-L's images at 518 pixels are 6 % faster one at a time than eight together. Those of the embedded backbone
-    are 7 % faster by 7 than by 31 in a bare loop, but `score`, whose threads read and write beside it, is 5 to 13 % faster
-    by 31.
+    are 7 % faster by 7 than by 32 in a bare loop, but `score`, whose threads read and write beside it, is 5 to 13 % faster
+    by 32.
     """
     tokens, width = detector.positions.shape
     budget = 65_536 if detector.text_features.device.type == "cuda" else 1_600_000 // width

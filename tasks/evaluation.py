@@ -1,7 +1,7 @@
 """Metrics of a scored, labelled collection: from the tables in the store to an MLflow run.
 
 The patch grids are read from the store once. Maps are made of them one by one, at the size of the protocol, and ranked
-on disk (models.ranking): memory does not depend on how many images a class has, and nothing is rounded. They are made twice,
+on disk (models.ranking): memory does not depend on how many maps a class has, and nothing is rounded. They are made twice,
 for the bootstrap (models.pixel_intervals) has to know their range before.
 """
 

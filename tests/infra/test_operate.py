@@ -10,7 +10,7 @@ import pytest
 from flows.arguments import build_parser
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/operate.md")
+PAGES = ("README.md", "docs/operate.md", "docs/datasets.md")
 
 
 def commands(page: str) -> list[list[str]]:
