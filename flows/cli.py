@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"anomalyclip: {done}; what is committed stays, run the same command to go on", file=sys.stderr)
         return 130
     except Exception as error:
-        logging.getLogger("anomalyclip").debug("", exc_info=True)
+        if debugging():
+            traceback.print_exc()
         print(f"anomalyclip: {arguments.command} failed: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return 1
     print(as_json(summary) if arguments.json else text)
@@ -64,6 +66,10 @@ class Terminated(BaseException):
 
 def terminate(*_: Any) -> None:
     raise Terminated
+
+
+def debugging() -> bool:
+    return os.environ.get("PREFECT_LOGGING_LEVEL") == "DEBUG"
 
 
 def first_line(error: Exception) -> str:
@@ -126,10 +132,16 @@ def start_prefect_server() -> None:
 
 
 def silence_input_errors() -> None:
-    """Prefect logs the traceback of every exception; ours for the user are said once, in one sentence."""
+    """Prefect logs every exception with its traceback; ours for the user are said once, in one sentence.
+
+    Of others it says a line here, where no server shows them; PREFECT_LOGGING_LEVEL=DEBUG brings the tracebacks.
+    """
+    brief = "PREFECT_API_URL" not in os.environ and not debugging()
 
     def is_about_us(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if brief:
+            record.exc_info = record.exc_text = None
         return not (isinstance(error, InputError) or "InputError" in record.getMessage())
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):

@@ -6,7 +6,7 @@ unknown anomalies in the reference do.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,13 @@ from models.conformal import conformal_threshold, smallest_reference
 from models.detector import DetectorConfig, read_bundle_config
 from models.maps import upsample
 from tasks.errors import InputError
+from tasks.grids import stored_grids
 from tasks.manifest import FACTS_PART, digest_of, existing_parts, stream_manifest
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.scoring import part_number, scores_folder
+from tasks.scoring import later_parts, part_number, scores_folder
 from tasks.store import Store
-from tasks.tables import MAPS, SCORES, read_parquet, to_parquet
+from tasks.tables import SCORES, in_blocks, read_parquet, to_parquet
 from tasks.thresholds import (
     ClassThreshold,
     Thresholds,
@@ -151,7 +152,8 @@ def read_reference(
             f"{model.uri} has scored nothing of {collection!r} that can be a reference: "
             f"run `anomalyclip score --collection {collection}` first"
         )
-    reference["peak"] = reference["image_id"].map(read_peaks(store, collection, model, config, first_part))
+    ids = reference["image_id"]
+    reference["peak"] = ids.map(read_peaks(store, collection, model, config, ids, first_part))
     gone = int(reference["peak"].isna().sum())
     if gone:
         raise InputError(
@@ -161,21 +163,13 @@ def read_reference(
     return reference.sort_values("image_id", ignore_index=True)
 
 
-def later_parts(store: Store, folder: tuple[str, ...], first_part: int) -> list[str]:
-    """Parts of scores or maps of the manifest parts from this number on."""
-    return [name for name in store.find(*folder, suffix=".parquet") if part_number(name) >= first_part]
-
-
 def read_peaks(
-    store: Store, collection: str, model: ModelVersion, config: DetectorConfig, first_part: int
+    store: Store, collection: str, model: ModelVersion, config: DetectorConfig, images: Iterable[str], first_part: int
 ) -> dict[str, float]:
-    """The highest value of each image's smoothed map at the model's size, which none at another size exceeds."""
-    folder, peaks = scores_folder(collection, model.partition, "maps"), dict[str, float]()
-    for part in later_parts(store, folder, first_part):
-        for batch in read_parquet(store, *folder, part).select(MAPS.names).to_batches(MAPS_AT_ONCE):
-            rows = batch.to_pylist()
-            grids = [np.frombuffer(row["values"], "<f4").reshape(row["rows"], row["cols"]) for row in rows]
-            maps = upsample(torch.from_numpy(np.stack(grids)), config.image_size, config.sigma)
-            highest = maps.amax(dim=(1, 2)).tolist()
-            peaks |= zip((row["image_id"] for row in rows), highest, strict=True)
+    """The highest value of each of these images' smoothed map at the model's size, which none at another size exceeds."""
+    peaks = dict[str, float]()
+    for batch in in_blocks(stored_grids(store, collection, model, images, first_part), MAPS_AT_ONCE):
+        ids, grids = zip(*batch, strict=True)
+        maps = upsample(torch.from_numpy(np.stack(grids)), config.image_size, config.sigma)
+        peaks |= zip(ids, maps.amax(dim=(1, 2)).tolist(), strict=True)
     return peaks

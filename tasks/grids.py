@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import InputError
 from tasks.registry import ModelVersion
-from tasks.scoring import part_number, scores_folder
+from tasks.scoring import later_parts, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS
 
@@ -25,9 +25,7 @@ def stored_grids(
     first_part: of the manifest; the images lie in none before it.
     """
     folder, wanted = scores_folder(collection, model.partition, "maps"), set(images)
-    for part in store.find(*folder, suffix=".parquet"):
-        if part_number(part) < first_part:
-            continue
+    for part in later_parts(store, folder, first_part):
         if not wanted:
             return
         with store.fs.open(store.path(*folder, part), "rb") as file:

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -32,7 +31,7 @@ from tasks.layouts import RANGE, Entry, open_version, read_version, stream_layou
 from tasks.progress import advance, progress
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
 from tasks.store import Store
-from tasks.tables import MANIFEST, ROW_GROUP, read_parquet, to_parquet, to_table
+from tasks.tables import MANIFEST, ROW_GROUP, in_blocks, read_parquet, to_parquet, to_table
 
 log = logging.getLogger(__name__)
 READERS = 16  # concurrent reads of image headers
@@ -230,12 +229,6 @@ def with_known_header(row: dict[str, Any], before: Mapping[str, Any]) -> dict[st
     if before["image_id"] != row["image_id"]:
         return row
     return row | {name: before[name] for name in HEADER}
-
-
-def in_blocks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    rows = iter(rows)
-    while block := list(islice(rows, size)):
-        yield block
 
 
 class PartWriter:

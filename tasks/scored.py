@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from tasks.manifest import nullable, stream_manifest
 from tasks.registry import ModelVersion
-from tasks.scoring import part_number, scores_folder
+from tasks.scoring import later_parts, part_number, scores_folder
 from tasks.store import Store
 from tasks.tables import BATCH, SCORES, count_rows, read_parquet
 
@@ -23,8 +23,7 @@ READERS = 16  # threads, of which each has one part in memory
 def read_outline(store: Store, collection: str, model: ModelVersion, first_part: int = 0) -> pd.DataFrame:
     """A row a current image of the manifest parts from this number on: OUTLINE and `part`, in the manifest's order."""
     folder = scores_folder(collection, model.partition)
-    names = [name for name in store.find(*folder, suffix=".parquet") if part_number(name) >= first_part]
-    scores = read_scores(store, folder, names, OUTLINE)
+    scores = read_scores(store, folder, later_parts(store, folder, first_part), OUTLINE)
     current = pa.concat_tables(stream_manifest(store, collection, ["image_id"]))["image_id"]
     places = pc.index_in(current, value_set=scores["image_id"].combine_chunks())  # the first of each
     return scores.take(places.drop_null()).to_pandas()

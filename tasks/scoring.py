@@ -108,6 +108,11 @@ def part_number(name: str) -> int:
     return int(part_key(name).partition("-")[0])
 
 
+def later_parts(store: Store, folder: tuple[str, ...], first_part: int) -> list[str]:
+    """Parts of scores or maps of the manifest parts from this number on."""
+    return [name for name in store.find(*folder, suffix=".parquet") if part_number(name) >= first_part]
+
+
 def scores_folder(collection: str, partition: str, kind: str = "scores") -> tuple[str, ...]:
     return "collections", collection, kind, f"model={partition}"
 

@@ -2,13 +2,15 @@
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.store import Store
 
+Item = TypeVar("Item")
 ROW_GROUP = 1024  # rows: what a reader of some rows of a part has to read
 BATCH = 4 * ROW_GROUP
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -106,3 +108,9 @@ def read_parts(store: Store, *folder: str, schema: pa.Schema, columns: list[str]
     return pa.concat_tables(
         [empty] + [read_parquet(store, *folder, part, columns=columns, schema=schema) for part in parts]
     )
+
+
+def in_blocks(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    rows = iter(rows)
+    while block := list(islice(rows, size)):
+        yield block

@@ -1,6 +1,7 @@
 """The command line: the story of a collection, exit codes, --json and --help."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from flows.cli import silence_input_errors
+from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion, resolve_model
 from tasks.store import Store
@@ -193,3 +196,25 @@ def test_help_is_quick_because_it_imports_no_torch():
     code = "import sys; from flows.arguments import build_parser; build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("level", "traced"), [("ERROR", False), ("DEBUG", True)])
+def test_prefect_says_a_failure_in_a_line_and_its_traceback_where_it_is_asked_for(
+    level: str, traced: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", level)
+    logger = logging.getLogger("prefect.task_runs")
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(logging.getLogger("prefect.flow_runs"), "filters", [])
+    silence_input_errors()
+
+    def logged(error: Exception) -> logging.LogRecord | None:
+        told = f"Task run failed with exception: {error!r}"
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 1, told, (), (type(error), error, None))
+        return record if logger.filter(record) else None
+
+    assert logged(InputError("there is no model")) is None
+    record = logged(OSError("no space left"))
+    assert record
+    assert bool(record.exc_info) is traced

@@ -40,7 +40,7 @@ def anomalyclip_arguments(page: str) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_a_page_are_parsed(page: str, capsys: pytest.CaptureFixture[str]):
     found = anomalyclip_arguments(page)
-    assert len(found) > 5
+    assert len(found) > 2
     for arguments in found:
         try:
             build_parser().parse_args(arguments)

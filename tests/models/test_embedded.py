@@ -1,21 +1,26 @@
 """The backbone that ships: what it is, that it sees defects on families it never met, and that its training resumes."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 
-from models.backbone import load_backbone, project_patches, two_streams
-from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE, embedded_config
+from models.backbone import build_backbone, load_backbone, project_patches, resize_positions, two_streams
+from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE, embedded_config, expand_vocabulary
 from models.embedded.captions import state_pairs, tokens
 from models.embedded.distil import distil
 from models.embedded.generator import SPLIT, scene
 from models.embedded.pool import Pool, make_chunk
-from models.embedded.pretrain import Phase, build_clip, compact_ids, export, train, used_tokens
+from models.embedded.pretrain import Phase, build_clip, compact_ids, encode_text, export, train, used_tokens
 from models.metrics import pixel_metrics
 from models.preprocess import normalise
 from models.stem import ConvStem
+from tests.models.conftest import relative_error
 
 
 def test_it_ships_in_less_than_30_megabytes() -> None:
@@ -79,16 +84,30 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_stem_whose_teaching_was_stopped_goes_on_as_if_it_had_not(pool: Pool, tmp_path: Path) -> None:
+@pytest.fixture
+def draws(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A number for each batch that is drawn."""
+    drawn, draw = list[int](), Pool.draw
+
+    def noted(*arguments: Any) -> Any:
+        drawn.append(len(drawn))
+        return draw(*arguments)
+
+    monkeypatch.setattr(Pool, "draw", noted)
+    return drawn
+
+
+def test_a_stem_whose_teaching_was_stopped_goes_on_as_if_it_had_not(pool: Pool, draws, tmp_path: Path) -> None:
     quiet = distil(pool, 192, 3, 2, 0, tmp_path / "quiet.pt", stop=3).state_dict()
     distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=1)
     assert not same(distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=2).state_dict(), quiet)
     assert same(distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=3).state_dict(), quiet)
+    assert len(draws) == 3 + 1 + 1 + 1  # none a second time
 
 
 @pytest.mark.parametrize("stem_lr", [0.0, 0.1])
 def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not(
-    pool: Pool, stem: ConvStem, stem_lr: float, tmp_path: Path
+    pool: Pool, draws, stem: ConvStem, stem_lr: float, tmp_path: Path
 ) -> None:
     phase = Phase("smoke", 0, 4, whole=0.25, peak_lr=1e-3, stem_lr=stem_lr)
     taught = {name: value.clone() for name, value in stem.stages.state_dict().items()}
@@ -102,8 +121,22 @@ def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not(
     resumed = train(pool, clip, phase, 2, 0, tmp_path / "stopped.pt").state_dict()
     for name, value in quiet.items():
         torch.testing.assert_close(resumed[name], value, msg=name)
+    assert len(draws) == 4 + 2 + 2
 
 
-def test_what_is_exported_loads_again(stem: ConvStem, tmp_path: Path) -> None:
-    export(build_clip(stem, seed=0).state_dict(), tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"weights.safetensors", "config.json"}
+def test_what_is_exported_is_what_was_trained(stem: ConvStem, tmp_path: Path) -> None:
+    """To the rounding of fp16, but for the constant vector in the patch features."""
+    clip = build_clip(stem, seed=0).eval()
+    images = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    ids = tokens(["a photo of a scratched object"])
+    export(clip.state_dict(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    state = expand_vocabulary(load_file(tmp_path / "weights.safetensors"), config["text_cfg"]["vocab_size"])
+    backbone = build_backbone(config, state, IMAGE_SIZE)
+    with torch.inference_mode():
+        positions = resize_positions(clip.visual.positional_embedding, IMAGE_SIZE // 16)
+        trained, _ = two_streams(clip.visual, positions, images, (4,), DPAM_LAYERS)
+        found = backbone.encode_image(images, (4,), DPAM_LAYERS).image
+        assert relative_error(found, (trained @ clip.visual.proj).numpy()) < 5e-3
+        text = backbone.clip.encode_text(F.pad(ids, (0, 77 - ids.shape[1])), normalize=True)
+        assert relative_error(text, encode_text(clip, ids).numpy()) < 5e-3

@@ -1,11 +1,13 @@
 """Heat over an image: on one scale for all images, beside the image."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
 from tasks import pictures
+from tasks.images import decode_image
 from tasks.layouts import read_layout
 from tasks.pictures import heat_layer, outline, overlay, read_thumbnail, side_by_side
 
@@ -41,14 +43,22 @@ def test_both_images_are_whole_side_by_side() -> None:
 
 
 def test_huge_images_are_made_small_one_at_a_time(tmp_path, monkeypatch) -> None:
-    held = []
+    happened = []
 
-    def alone(pixels: int) -> AbstractContextManager[None]:
-        held.append(pixels)
-        return nullcontext()
+    @contextmanager
+    def alone(pixels: int) -> Iterator[None]:
+        happened.append(f"alone with {pixels}")
+        yield
+        happened.append("no more")
+
+    def decode(data: bytes) -> Image.Image:
+        happened.append("decoded")
+        return decode_image(data)
 
     monkeypatch.setattr(pictures, "alone_if_huge", alone)
+    monkeypatch.setattr(pictures, "decode_image", decode)
     Image.new("L", (60, 40), 7).save(tmp_path / "a.png")
     entry = read_layout(str(tmp_path), "flat", "parts")[1][0].object
     image, size = read_thumbnail({"uri": entry.uri, "etag": entry.etag}, 30)
-    assert (image.mode, image.size, size, held) == ("RGB", (30, 20), (60, 40), [2400])
+    assert (image.mode, image.size, size) == ("RGB", (30, 20), (60, 40))
+    assert happened == ["alone with 2400", "decoded", "no more"]
