@@ -295,11 +295,11 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
 
 
 def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
-    """FileNotFoundError where all images of a shard are missing and no ingest has noted that they were deleted.
+    """FileNotFoundError where several images, all of a shard, are missing and no ingest has noted that they were deleted.
 
     Then it is likelier that their source is out of reach, and a row says for ever that its image was missing.
     """
-    if scored and all(row.get("error_kind") == "missing" for row in scored):
+    if len(scored) > 1 and all(row.get("error_kind") == "missing" for row in scored):
         ids = pa.array([row["image_id"] for row in scored])
         current = stream_manifest(output.store, output.collection, ["image_id"])
         if any(pc.any(pc.is_in(ids, table["image_id"])).as_py() for table in current):
