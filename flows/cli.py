@@ -86,10 +86,8 @@ def as_json(summary: Any) -> str:
 def prepare_environment(store: str) -> None:
     """Before Prefect, MLflow and torch are imported: all local under the store where nothing else is configured."""
     home = Store(store).local_root or CACHE
-    if "?" in str(home):
-        raise InputError(
-            f"the path of a local store cannot hold a question mark: {str(home)!r}"
-        )  # SQLite's URLs end there
+    if "?" in str(home):  # where SQLite's URLs end
+        raise InputError(f"the path of a local store cannot hold a question mark: {str(home)!r}")
     defaults = {
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_LOGGING_LEVEL": "INFO" if "PREFECT_API_URL" in os.environ else "ERROR",  # a server shows it in its UI

@@ -156,7 +156,7 @@ def ingest_source(
     folders = (f"{target.uri_of(name)}/" for name in ("collections", "mlartifacts"))
     written = tuple(folder for folder in folders if not f"{uri}/".startswith(folder))
     images = (entry for entry in entries if not entry.object.uri.startswith(written))
-    chosen = images if split is None else of_split(images, split)
+    chosen = images if split is None else of_split(images, split.lower())
     return update_manifest(target, collection, uri, chosen, probe)
 
 
