@@ -46,7 +46,7 @@ try:
     from ray.exceptions import RayActorError, RayError
 except ImportError as error:
     raise InputError(
-        "the runner 'ray' needs Ray: pip install --editable '.[ray]' --constraint constraints.txt"
+        "the runner 'ray' needs Ray: pip install '.[ray]'"
     ) from error
 
 AT_ONCE = 2  # shards of an actor
