@@ -45,9 +45,7 @@ try:
     import ray
     from ray.exceptions import RayActorError, RayError
 except ImportError as error:
-    raise InputError(
-        "the runner 'ray' needs Ray: pip install '.[ray]'"
-    ) from error
+    raise InputError("the runner 'ray' needs Ray: pip install '.[ray]'") from error
 
 AT_ONCE = 2  # shards of an actor
 TRIES = 3  # of one shard, before it is set aside
