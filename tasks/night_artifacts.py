@@ -58,9 +58,11 @@ def highest_images(store: Store, collection: str, model: ModelVersion, night: Ni
     grids = read_grids(store, collection, model, highest["image_id"], night.first_part)
     lines = ["| image | abnormal probability | score | decision | class | name |", "|---|---|---|---|---|---|"]
     for row in records(highest):
+        if row["image_id"] not in grids:
+            continue
         try:
             pictures = image_and_heat(row, grids[row["image_id"]], row["mask_uri_truth"], config, SIDE)
-        except (UnreadableImage, KeyError):
+        except UnreadableImage:
             continue
         image, heat = (data_uri(picture, quality=85) for picture in pictures)
         name = as_text(row["uri"].rpartition("/")[2])

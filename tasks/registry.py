@@ -204,9 +204,9 @@ def bundle_folder(store: Store, model: ModelVersion) -> Iterator[Path]:
             local = fetch_baseline(store, model, Path(folder))
         else:
             local = Path(model.uri)
-        found = bundle_digest(local)
         if not (local / "config.json").is_file():
-            raise InputError(f"the files of {model.uri} are not where {tracking_name()} has them: was the store moved?")
+            raise InputError(f"the files of {model.uri} are not where they were registered: was the store moved?")
+        found = bundle_digest(local)
         if found != model.digest:
             raise InputError(f"the bundle of {model.uri} has SHA-256 {found[:16]}…, registered is {model.digest[:16]}…")
         yield local

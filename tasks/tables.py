@@ -111,6 +111,7 @@ def read_parts(store: Store, *folder: str, schema: pa.Schema, columns: list[str]
 
 
 def in_blocks(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of so many, the last one of the rest."""
     rows = iter(rows)
     while block := list(islice(rows, size)):
         yield block

@@ -221,9 +221,8 @@ def test_an_ingest_that_could_not_write_gives_its_place_free(store: Store, sourc
         disk.setattr(Store, "write", full)
         with pytest.raises(OSError, match="No space left"):
             ingest(store, source)
-    started = time.monotonic()
+    assert store.find("collections/parts/manifest") == []  # no claim, for which the next one would wait
     assert ingest(store, source).new == 6
-    assert time.monotonic() - started < manifest.CLAIM_SECONDS / 2  # it waited for nobody
 
 
 def test_a_split_that_no_image_has_is_refused_and_deletes_nothing(store: Store, tmp_path: Path) -> None:
