@@ -170,10 +170,11 @@ class Phase:
     whole: float
     peak_lr: float
     stem_lr: float  # of the learning rate of all else; 0 leaves the stem as it is
+    warm: int = 200
 
     def lr(self, step: int) -> float:
-        """Linear warm-up over 200 steps, then cosine to a twentieth."""
-        warm = min(1.0, (step + 1) / 200)
+        """Linear warm-up over `warm` steps, then cosine to a twentieth."""
+        warm = min(1.0, (step + 1) / self.warm)
         return self.peak_lr * warm * float(0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / self.steps)))
 
     def size(self, step: int) -> int:
@@ -198,7 +199,7 @@ class Optimizers:
 
     def __init__(self, clip: Any, stem_lr: float) -> None:
         inside = [p for n, p in clip.named_parameters() if n.startswith("visual.transformer") and p.ndim == 2]
-        stem = [p for p in clip.visual.conv1.stages.parameters() if p.requires_grad]
+        stem = [p for p in clip.visual.conv1.blocks.parameters() if p.requires_grad]
         chosen = {id(p) for p in (*inside, *stem)}
         others = [p for p in clip.parameters() if id(p) not in chosen and p.requires_grad]
         groups = [{"params": others, "gain": 1.0}] + [{"params": stem, "gain": stem_lr}] * bool(stem)
@@ -227,7 +228,7 @@ def train(
 ) -> Any:
     """The moving average of the weights after a step (default: the last), or gone on from the checkpoint."""
     stop = phase.steps if stop is None else stop
-    clip.visual.conv1.stages.requires_grad_(phase.stem_lr > 0)
+    clip.visual.conv1.blocks.requires_grad_(phase.stem_lr > 0)
     optimizer = Optimizers(clip.train(), phase.stem_lr)
     average, start = copy.deepcopy(clip), 0
     if checkpoint.exists():
@@ -296,18 +297,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("pretrain"), help="scenes and checkpoint (default: pretrain)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where weights and config go (default: the package)")
     parser.add_argument("--pool", type=int, default=20_480, help="number of generated scenes")
-    parser.add_argument("--stem-steps", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=2400, help="above the frozen stem")
-    parser.add_argument("--joint-steps", type=int, default=1800, help="of stem and CLIP together")
+    parser.add_argument(
+        "--stem-steps", type=int, nargs=3, default=[1500, 1000, 300], metavar="STEPS", help="see distil.py"
+    )
+    parser.add_argument("--steps", type=int, default=1800, help="above the frozen stem")
+    parser.add_argument("--joint-steps", type=int, default=260, help="of stem and CLIP together")
     parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     pool = Pool(make_pool(args.work / "scenes", args.pool, args.seed))
-    stem = distil(pool, CONFIG["vision_cfg"]["width"], args.stem_steps, args.scenes, args.seed, args.work / "stem.pt")
+    stem = distil(pool, CONFIG["vision_cfg"]["width"], args.stem_steps, args.scenes // 3, args.seed, args.work)
     clip = build_clip(stem, args.seed)
     for phase in (
         Phase("frozen stem", 0, args.steps, whole=0.1, peak_lr=2e-3, stem_lr=0.0),
-        Phase("joint", args.steps, args.joint_steps, whole=0.3, peak_lr=6e-4, stem_lr=0.1),
+        Phase("joint", args.steps, args.joint_steps, whole=0.2, peak_lr=6e-4, stem_lr=0.1, warm=40),
     ):
         clip = train(pool, clip, phase, args.scenes, args.seed, args.work / f"{phase.name.replace(' ', '-')}.pt")
     export(clip.state_dict(), args.out)

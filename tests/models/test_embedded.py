@@ -9,17 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.backbone import build_backbone, load_backbone, project_patches, resize_positions, two_streams
 from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE, embedded_config, expand_vocabulary
 from models.embedded.captions import state_pairs, tokens
-from models.embedded.distil import distil
+from models.embedded.distil import Teacher, distil
 from models.embedded.generator import SPLIT, scene
 from models.embedded.pool import Pool, make_chunk
 from models.embedded.pretrain import Phase, build_clip, compact_ids, encode_text, export, train, used_tokens
 from models.metrics import pixel_metrics
 from models.preprocess import normalise
-from models.stem import ConvStem
+from models.stem import ConvStem, units
 from tests.models.conftest import relative_error
 
 
@@ -76,7 +78,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 def stem() -> ConvStem:
     torch.manual_seed(0)
     stem = ConvStem(192)
-    stem.stages.requires_grad_(False)
+    stem.blocks.requires_grad_(False)
     return stem
 
 
@@ -97,12 +99,36 @@ def draws(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return drawn
 
 
+def test_the_stem_could_be_all_that_its_teacher_is(stem: ConvStem) -> None:
+    """With the teacher's own convolutions, turned like the images that it sees, every block gives the same."""
+    teacher = Teacher(len(stem.blocks))
+    convolutions = [(teacher.net._conv_stem, teacher.net._bn0)]
+    for block in teacher.blocks:
+        expand = [(block._expand_conv, block._bn0)] if hasattr(block, "_expand_conv") else []
+        convolutions += [*expand, (block._depthwise_conv, block._bn1), (block._project_conv, block._bn2)]
+    for unit, (conv, norm) in zip(units(stem.eval()), convolutions, strict=True):
+        fused = fuse_conv_bn_eval(conv, norm)
+        unit[0].weight, unit[0].bias = nn.Parameter(fused.weight.flip(2, 3)), fused.bias
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = images * teacher.gain + teacher.shift
+    with torch.inference_mode():
+        for block, expected in zip(stem.blocks, teacher(images), strict=True):
+            x = block(x)
+            assert relative_error(x, expected.numpy()) < 1e-5
+
+
 def test_a_stem_whose_teaching_was_stopped_goes_on_as_if_it_had_not(pool: Pool, draws, tmp_path: Path) -> None:
-    quiet = distil(pool, 192, 3, 2, 0, tmp_path / "quiet.pt", stop=3).state_dict()
-    distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=1)
-    assert not same(distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=2).state_dict(), quiet)
-    assert same(distil(pool, 192, 3, 2, 0, tmp_path / "stopped.pt", stop=3).state_dict(), quiet)
-    assert len(draws) == 3 + 1 + 1 + 1  # none a second time
+    """Two steps with the blocks apart, one with them chained, one with settled norms; a last draw standardises."""
+
+    def taught(stop: int) -> dict[str, torch.Tensor]:
+        return distil(pool, 192, (2, 1, 1), 4, 0, tmp_path / "stopped", stop).state_dict()
+
+    quiet = distil(pool, 192, (2, 1, 1), 4, 0, tmp_path / "quiet").state_dict()
+    assert len(draws) == 4 + 1
+    assert not same(taught(1), quiet)
+    assert not same(taught(3), quiet)
+    assert same(taught(4), quiet)
+    assert len(draws) == 4 + 1 + 4 + 3  # none a second time
 
 
 @pytest.mark.parametrize("stem_lr", [0.0, 0.1])
@@ -110,11 +136,11 @@ def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not(
     pool: Pool, draws, stem: ConvStem, stem_lr: float, tmp_path: Path
 ) -> None:
     phase = Phase("smoke", 0, 4, whole=0.25, peak_lr=1e-3, stem_lr=stem_lr)
-    taught = {name: value.clone() for name, value in stem.stages.state_dict().items()}
+    taught = {name: value.clone() for name, value in stem.blocks.state_dict().items()}
     clip = build_clip(stem, seed=0)
     start = {name: value.clone() for name, value in clip.state_dict().items()}
     quiet = train(pool, clip, phase, 2, 0, tmp_path / "quiet.pt").state_dict()
-    assert same(stem.stages.state_dict(), taught) is (stem_lr == 0)
+    assert same(stem.blocks.state_dict(), taught) is (stem_lr == 0)
     clip.load_state_dict(start)
     train(pool, clip, phase, 2, 0, tmp_path / "stopped.pt", stop=2)
     clip.load_state_dict(start)
