@@ -77,9 +77,8 @@ class Optimizers:
 
     def __init__(self, blocks: nn.ModuleList, lesson: Lesson) -> None:
         self.convolutions = [m for m in blocks.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
-        self.matrices = [
-            nn.Parameter(conv.weight.detach()[:, :, 0, 0]) for conv in self.convolutions
-        ]  # the same memory
+        # the same memory, which Muon takes as matrices
+        self.matrices = [nn.Parameter(conv.weight.detach()[:, :, 0, 0]) for conv in self.convolutions]
         pointwise = {id(conv.weight) for conv in self.convolutions}
         self.others = [p for p in blocks.parameters() if id(p) not in pointwise]
         self.parts = (
@@ -140,8 +139,8 @@ def teach(stem: ConvStem, teacher: Teacher, pool: Pool, lesson: Lesson, seed: in
         optimizer.step()
         if step % 20 == 0:
             rate = (step - start + 1) * len(images) / (time.monotonic() - clock)
-            unexplained = (f"{loss.item():.3f}" for loss in parts)
-            print(f"{lesson.name} {step}/{lesson.steps}", *unexplained, f"{rate:.0f} images/s", flush=True)
+            left = (f"{loss.item():.3f}" for loss in parts)
+            print(f"{lesson.name} {step}/{lesson.steps}", *left, f"{rate:.0f} images/s", flush=True)
         if step % 100 == 99 or step == stop - 1:
             state = {"stem": stem.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".tmp"))

@@ -51,18 +51,24 @@ def test_the_plain_statement_agrees_on_24_blocks(narrow_24, layers: tuple[int, .
     np.testing.assert_allclose(found.map, maps, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-6), ("bf16", 1e-5), ("fp16", 1e-5)])
-def test_a_score_does_not_depend_on_batch_size_order_or_neighbours(narrow_24, precision: str, bound: float) -> None:
-    """Rounding to 16 bits may fall on the other side where sums are taken in another order; seen is 2.4e-7."""
+@pytest.mark.parametrize(
+    ("precision", "size_bound", "bound"), [("fp32", 1e-6, 1e-6), ("bf16", 8e-3, 1e-5), ("fp16", 1e-3, 1e-5)]
+)
+def test_a_score_does_not_depend_on_batch_size_order_or_neighbours(
+    narrow_24, precision: str, size_bound: float, bound: float
+) -> None:
+    """In 16 bits another batch size may take another kernel, whose sums round to the other side: by 2.4e-7 with AVX-512 in
+    bf16, by up to 4e-3 with AMX, which is within what bf16 itself moves in this narrow model (the test below)."""
     backbone, prompts, images = narrow_24
     detector = Detector.build(backbone, prompts, 126, precision=precision)
     together, order = detector(images), torch.tensor([3, 0, 4, 2, 1])
     alone = [detector(image[None]) for image in images]
     shuffled = detector(images[order])
     for i, one in enumerate(alone):
-        torch.testing.assert_close(together.score[i], one.score[0], atol=bound, rtol=0)
-        torch.testing.assert_close(together.map[i], one.map[0], atol=bound, rtol=0)
+        torch.testing.assert_close(together.score[i], one.score[0], atol=size_bound, rtol=0)
+        torch.testing.assert_close(together.map[i], one.map[0], atol=size_bound, rtol=0)
     torch.testing.assert_close(shuffled.score, together.score[order], atol=bound, rtol=0)
+    torch.testing.assert_close(shuffled.map, together.map[order], atol=bound, rtol=0)
 
 
 VIT_B_16 = seeded.config(embed=512, vision_width=768, vision_blocks=12, patch=16, image=224, text_width=512)
