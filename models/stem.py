@@ -19,7 +19,7 @@ BLOCKS = (
     (80, 3, 1), (80, 3, 1), (112, 5, 1), (112, 5, 1), (112, 5, 1),
 )  # fmt: skip
 EXPANSION = 6
-CACHED = 1_000_000  # activations: of larger images a CPU computes one at a time, in less than half of the time
+CACHED = 1_000_000  # activations: larger images a CPU takes one at a time, in about half of the time
 TAPS = (4, 7, 10)  # the blocks whose outputs, at strides 8, 16 and 16, become tokens
 CHANNELS = 4 * 40 + 80 + 112  # of a token before its projection
 
@@ -42,7 +42,7 @@ class InvertedResidual(nn.Module):
         self.skip = inputs == outputs and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = EXPANSION * x[0].numel()
+        wide = EXPANSION * x.shape[1:].numel()
         alone = wide > CACHED and x.device.type == "cpu" and not torch.is_grad_enabled()
         y = torch.cat([self.inner(image) for image in x.split(1)]) if alone else self.inner(x)
         return x + y if self.skip else y

@@ -1,9 +1,9 @@
 """The convolutional stem of the embedded backbone, taught by an EfficientNet-Lite0 that knows ImageNet.
 
-Every block of the stem predicts what the teacher's block of the same number gives, on the generated scenes of pre-training:
-first each on the teacher's own input, so that all of them learn at once, then one behind the other, which mends what their
-errors add up to. Of the teacher nothing ships. The stem then stays as it is while the transformer above it learns from
-scratch, whose first gradients would undo it.
+Every block of the stem predicts what the teacher's block of the same number gives (hints, "FitNets", Romero et al. 2014), on
+the generated scenes of pre-training: first each on the teacher's own input, so that all of them learn at once, then one
+behind the other, which mends what their errors add up to. Of the teacher nothing ships. The stem then stays as it is while
+the transformer above it learns from scratch, whose first gradients would undo it; at last both go on together.
 """
 
 import time
@@ -143,8 +143,13 @@ def teach(stem: ConvStem, teacher: Teacher, pool: Pool, lesson: Lesson, seed: in
             print(f"{lesson.name} {step}/{lesson.steps}", *left, f"{rate:.0f} images/s", flush=True)
         if step % 100 == 99 or step == stop - 1:
             state = {"stem": stem.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            save(state, checkpoint)
+
+
+def save(state: dict[str, Any], checkpoint: Path) -> None:
+    """Whole, or the file stays what it was."""
+    torch.save(state, checkpoint.with_suffix(".tmp"))
+    checkpoint.with_suffix(".tmp").replace(checkpoint)
 
 
 def distil(

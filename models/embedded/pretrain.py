@@ -28,7 +28,7 @@ from torch import Tensor
 from models.backbone import layer_norm, project_patches, resize_positions, two_streams
 from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE
 from models.embedded.captions import Caption, all_phrases, random_captions, state_pairs, tokens
-from models.embedded.distil import distil
+from models.embedded.distil import distil, save
 from models.embedded.pool import DEFECT_NAMES, FAMILIES, SCENE_SIZE, Batch, Pool, make_pool
 from models.prompts import tokenize
 from models.stem import ConvStem
@@ -170,7 +170,7 @@ class Phase:
     whole: float
     peak_lr: float
     stem_lr: float  # of the learning rate of all else; 0 leaves the stem as it is
-    warm: int = 200
+    warm: int = 200  # steps
 
     def lr(self, step: int) -> float:
         """Linear warm-up over `warm` steps, then cosine to a twentieth."""
@@ -259,8 +259,7 @@ def train(
                 "average": average.state_dict(),
                 "step": step + 1,
             }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            save(state, checkpoint)
     return average
 
 

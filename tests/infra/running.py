@@ -122,6 +122,13 @@ class Running:
         assert rows["image_id"].is_unique
         return rows[["image_id", "uri", "etag", "class_name", "score", "bundle_digest", "error_kind"]]
 
+    def count_masks(self, collection: str) -> int:
+        """Rows of scores that name a mask."""
+        return sum(
+            pd.read_parquet(io.BytesIO(self.files.cat_file(part)), columns=["mask_uri"])["mask_uri"].notna().sum()
+            for part in self.parts(collection)
+        )
+
     def child(self, words: str) -> psutil.Process:
         """The server whose command line has these words."""
         children = psutil.Process(self.process.pid).children()

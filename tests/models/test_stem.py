@@ -24,6 +24,13 @@ def test_one_vector_for_each_16_pixels(stem: ConvStem, images: torch.Tensor) -> 
     assert stem.features(images).shape == (2, CHANNELS, 4, 6)
 
 
+def test_large_images_taken_one_at_a_time_give_the_same(stem: ConvStem) -> None:
+    images = torch.randn(3, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    expected = stem(images).detach()  # where gradients are asked for, the batch stays one
+    with torch.no_grad():
+        torch.testing.assert_close(stem(images), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_folding_the_norms_does_not_change_what_it_computes(stem: ConvStem, images: torch.Tensor) -> None:
     with_norms(stem).train()
     for _ in range(3):
