@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from prefect import flow
 
 from tasks.errors import InputError
+from tasks.manifest import existing_parts
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.report import write_report
 from tasks.runs import new_run_id
@@ -24,6 +25,7 @@ class ReportSummary:
 def report(collection: str, model: str = CHAMPION_URI, store: str | None = None) -> ReportSummary:
     """Write one HTML page over a scored collection."""
     store, run_id = store or default_store(), new_run_id()
+    existing_parts(Store(store), collection)
     version = resolve_model(Store(store), model)
     if not count_scored(Store(store), collection, version):
         raise InputError(f"{version.uri} has scored nothing of {collection!r}: run `anomalyclip score` first")

@@ -141,8 +141,13 @@ def plan_shards(
 
 def settle_size(store: Store, collection: str, partition: str, part: str, size: int) -> int:
     """Of the shards of a manifest part: what the first run that plans them asks for, also of runs that begin together."""
-    plan = "collections", collection, "plans", f"model={partition}", f"{part_key(part)}.txt"
-    return size if store.create(str(size).encode(), *plan) else int(store.read(*plan))
+    return int(settle(store, collection, partition, f"{part_key(part)}.txt", str(size)))
+
+
+def settle(store: Store, collection: str, partition: str, name: str, value: str) -> str:
+    """The value that the first of all runs had for it."""
+    plan = "collections", collection, "plans", f"model={partition}", name
+    return value if store.create(value.encode(), *plan) else store.read(*plan).decode()
 
 
 def not_committed(store: Store, collection: str, partition: str, shards: list[Shard]) -> list[Shard]:
@@ -173,9 +178,14 @@ def check_done(
             f"the scores of {collection!r} below model={model.partition} are of another model of that name, from another "
             "registry: register this one under a further version, or ingest into a collection of another name"
         )
-    if (before := (part.schema.metadata or {}).get(b"precision", b"fp32").decode()) != precision:
+    before = (part.schema.metadata or {}).get(b"precision", b"fp32").decode()
+    check_precision(collection, model.partition, before, precision)
+
+
+def check_precision(collection: str, partition: str, before: str, precision: str) -> None:
+    if before != precision:
         raise OtherScores(
-            f"{model.uri} has scored {collection!r} in {before}, its scores in {precision} would mix with those: "
+            f"{partition} has scored {collection!r} in {before}, its scores in {precision} would mix with those: "
             f"score in {before}, or ingest into a collection of another name"
         )
 
@@ -229,6 +239,11 @@ class Output:
 
     def decide(self, class_name: str, score: float) -> dict[str, Any]:
         return self.calibration.decide(class_name, score) if self.calibration else {}
+
+    def settle_precision(self) -> None:
+        """Raises OtherScores where the first shard of all is of another: of runs that begin together one goes on."""
+        first = settle(self.store, self.collection, self.partition, "precision.txt", self.precision)
+        check_precision(self.collection, self.partition, first, self.precision)
 
     def write_maps(self, shard: Shard, data: bytes) -> str:
         return self.store.write(data, *scores_folder(self.collection, self.partition, "maps"), part_name(shard))
@@ -288,6 +303,7 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
                 advance()
         scored += [future.result() for future in pending]
     check_source(output, scored)
+    output.settle_precision()
     output.write_maps(shard, to_parquet(to_table(maps, MAPS)))
     table = to_table(scored, SCORES.with_metadata({"precision": output.precision}))
     output.commit_scores(shard, to_parquet(table))

@@ -122,6 +122,7 @@ def test_json_is_the_only_thing_on_standard_output(tmp_path: Path, images: Path)
         (["ingest", ".", "--collection", "parts", "--layout", "magic"], "invalid choice: 'magic'"),
         (["score", "--collection", "parts"], "there is no collection 'parts'"),
         (["train", "--collection", "parts"], "there is no collection 'parts'"),
+        (["report", "--collection", "parts"], "there is no collection 'parts'"),
         (["score", "--collection", "parts", "--workers", "0"], "invalid positive value: '0'"),
         (["nonsense"], "invalid choice: 'nonsense'"),
     ],

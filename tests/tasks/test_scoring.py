@@ -167,6 +167,16 @@ def test_another_precision_is_refused_once_a_shard_is_done(store, source, model)
         check_done(store, "parts", model, "fp32", *begun)
 
 
+def test_of_runs_that_begin_together_in_other_precisions_one_goes_on(store, source, model) -> None:
+    ingest(store, source)
+    _, pending = plan_shards(store, "parts", model.partition, 4)
+    score_shard.fn(store.uri, "parts", model, pending[0], "bf16")
+    with pytest.raises(InputError, match="has scored 'parts' in bf16, its scores in fp32 would mix"):
+        score_shard.fn(store.uri, "parts", model, pending[1], "fp32")
+    assert store.find(*scores_folder("parts", model.partition)) == [part_name(pending[0])]
+    assert store.find(*scores_folder("parts", model.partition, "maps")) == [part_name(pending[0])]
+
+
 def test_parts_from_before_precision_was_recorded_are_fp32(store, source, model) -> None:
     ingest(store, source)
     score(store, model)
