@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import published_form
@@ -142,7 +143,7 @@ def measure(case: Case, bundle: Path, device: str, compiled: bool) -> dict[str, 
     size = read_bundle_config(bundle).image_size
     pixels = np.random.default_rng(0).integers(0, 256, (case.batch, size, size, 3), np.uint8)
     if case.implementation == PUBLISHED:
-        call, batches = published_call(bundle, pixels), 1
+        call, batches = published_call(bundle, torch.from_numpy(pixels).to(where)), 1
     else:
         detector = load_detector(bundle, device, case.precision, compiled=compiled)
         batches = 8 if where.type == "cuda" else 1
@@ -150,14 +151,15 @@ def measure(case: Case, bundle: Path, device: str, compiled: bool) -> dict[str, 
     seconds = best_seconds(call, where, SHORTEST) / batches / case.batch
     memory = {"peak_memory_gb": peak_memory_gb()}
     if where.type == "cuda":
-        memory["device_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        memory["device_memory_gb"] = torch.cuda.max_memory_allocated(where) / 1e9
     return {"seconds_an_image": seconds} | memory
 
 
-def published_call(bundle: Path, pixels: np.ndarray) -> Callable[[], Any]:
+def published_call(bundle: Path, pixels: Tensor) -> Callable[[], Any]:
     config = read_bundle_config(bundle)
     backbone = load_backbone(config.backbone, config.image_size)
-    text = load_detector(bundle, "cpu", backbone=backbone).text_features
+    text = load_detector(bundle, "cpu", backbone=backbone).text_features.to(pixels.device)
+    backbone.to(pixels.device)
     layers = list(config.feature_layers)
     return lambda: published_form.detect(backbone, text, normalise(pixels), layers, config.dpam_layers, config.sigma)
 
@@ -170,7 +172,7 @@ def best_seconds(call: Callable[[], Any], device: torch.device, shortest: float)
         before = time.perf_counter()
         call()
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - before)
     return min(times)
 

@@ -58,11 +58,11 @@ def detect(
     image, layers = vision_tower(backbone, images, feature_layers, dpam_layers)
     image = image / image.norm(dim=-1, keepdim=True)
     scores = (image @ text.T / 0.07).softmax(-1)[:, 1]
-    total = torch.zeros(len(images), *images.shape[-2:])
+    total = torch.zeros(len(images), *images.shape[-2:], device=images.device)
     for patches in layers:
         patches = patches / patches.norm(dim=-1, keepdim=True)
         similarity = (patches @ text.T / 0.07).softmax(-1)[:, 1:]  # B P 2
         grid = similarity.transpose(1, 2).unflatten(-1, (backbone.grid, backbone.grid))
         up = F.interpolate(grid, images.shape[-1], mode="bilinear", align_corners=False)
         total += (up[:, 1] + 1 - up[:, 0]) / 2
-    return scores, np.stack([gaussian_filter(one, sigma=sigma) for one in total.numpy()])
+    return scores, np.stack([gaussian_filter(one, sigma=sigma) for one in total.cpu().numpy()])

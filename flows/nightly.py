@@ -63,7 +63,7 @@ def nightly(
         collection=collection, model=model.uri, workers=workers, shard_size=shard_size, precision=precision,
         runner=runner, worker_cpus=worker_cpus, worker_gpus=worker_gpus, store=target.uri,
     )  # fmt: skip
-    night = read_night(target, collection, model, failed)
+    night = read_night(target, collection, model, failed, len(parts))
     title = f"Inspection of {collection}"
     report = write_report(target.uri, run_id, model, {collection: []}, title, night.notice, night.first_part)
     mlflow_run = log_night(target, collection, model, run_id, night)

@@ -61,4 +61,6 @@ def map_at(grid: Any, height: int, width: int, image_size: int, sigma: float) ->
 def resample_matrix(size: int, grid: int, image_size: int, sigma: float) -> np.ndarray:
     """(size, grid): the model's map (upsampled and smoothed at image_size), then brought to `size` bilinearly."""
     model_map = map_matrix(image_size, grid, sigma)
-    return model_map if size == image_size else resize_matrix(size, image_size) @ model_map
+    if size == image_size:
+        return model_map
+    return resize_matrix.__wrapped__(size, image_size) @ model_map  # not kept: it is many times what comes of it

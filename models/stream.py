@@ -62,7 +62,7 @@ def launch(detector: Detector, pixels: Tensor, at_once: int = UNLIMITED) -> tupl
     scores, grids, at_once = score_in_parts(detector, pixels.pin_memory().to(device, non_blocking=True), at_once)
     scores, grids = (result.to("cpu", non_blocking=True) for result in (scores, grids))  # into pinned memory
     done = torch.cuda.Event()
-    done.record()
+    done.record(torch.cuda.current_stream(device))  # by itself it takes the current device's, which may be another
     return InFlight(scores, grids, done), at_once
 
 

@@ -30,12 +30,12 @@ def over_white(image: Image.Image) -> Image.Image:
 
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or float as 8-bit L: 0..65535 by the range of 16 bits, 0..1 by one, anything else by its own."""
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.asarray(image)
+    if image.mode != "F" and values.min() >= 0 and values.max() <= 65535:
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))  # to the nearest
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    elif image.mode != "F" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
     scaled = (values - low) * (255 / max(high - low, 1e-12))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))

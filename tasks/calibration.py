@@ -25,7 +25,7 @@ from tasks.grids import stored_grids
 from tasks.manifest import FACTS_PART, digest_of, existing_parts, stream_manifest
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.scoring import later_parts, part_number, scores_folder
+from tasks.scoring import check_bundle, later_parts, part_number, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, in_blocks, read_parquet, to_parquet
 from tasks.thresholds import (
@@ -138,9 +138,11 @@ def read_reference(
 ) -> pd.DataFrame:
     """image_id, class_name, score and the highest value of the map, of the scored images of manifest parts from first_part
     on that are current and not known to be anomalous."""
-    folder, columns = scores_folder(collection, model.partition), ["image_id", "class_name", "score"]
+    folder, columns = scores_folder(collection, model.partition), ["image_id", "class_name", "score", "bundle_digest"]
     tables = [read_parquet(store, *folder, name, columns=columns) for name in later_parts(store, folder, first_part)]
     scores = pa.concat_tables([SCORES.empty_table().select(columns), *tables])
+    check_bundle(collection, model, scores["bundle_digest"])
+    scores = scores.drop_columns("bundle_digest")
     found: list[pa.Array] = []  # image_id
     for table in stream_manifest(store, collection, ["image_id", "label"]):
         normal = pc.invert(pc.fill_null(pc.equal(table["label"], 1), False))

@@ -38,7 +38,7 @@ from tasks.manifest import Manifest, labelled_test_rows, read_manifest, records
 from tasks.pictures import image_and_heat, side_by_side
 from tasks.registry import ModelVersion, bundle_folder, tracked_run
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.scoring import scores_folder
+from tasks.scoring import check_bundle, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts, to_parquet
 
@@ -82,11 +82,15 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class EvaluatedClass:
-    """A class with what only its figures and the mean need: the PRO curve and the bootstrapped metrics, where defined."""
+    """A class with what only its figures and the mean need: the PRO curve and the bootstrapped metrics, where defined.
+
+    truth: a digest of the masks that the pixel metrics were measured against.
+    """
 
     metrics: ClassMetrics
     curve: Curve | None
     draws: Draws
+    truth: str
 
 
 class Grids(Protocol):
@@ -110,7 +114,7 @@ def evaluate_class(
     if bootstrapped is None:
         undefined = dict.fromkeys(IMAGE_METRICS, one_class_reason(anomalous, len(labels) - anomalous, "image"))
     draws = {f"image_{metric}": drawn for metric, drawn in (bootstrapped or {}).items()}
-    ranked, resampled = rank_maps(rows, grids, config, seed)
+    ranked, resampled, truth = rank_maps(rows, grids, config, seed)
     values |= {metric: (ranked.pixel | ranked.aupro)[name] for metric, name in RANKED.items()}
     draws |= {metric: resampled[name] for metric, name in RANKED.items() if values[metric] is not None}
     for reason in ranked.undefined.values():  # of all of them or of one definition
@@ -118,7 +122,7 @@ def evaluate_class(
     found = ClassMetrics(
         name, len(labels), anomalous, **values, intervals=intervals_of(draws), undefined=undefined, unscored=unscored
     )
-    return EvaluatedClass(found, ranked.curve, draws)
+    return EvaluatedClass(found, ranked.curve, draws, truth)
 
 
 def mean_over_classes(classes: list[EvaluatedClass]) -> ClassMetrics:
@@ -154,8 +158,10 @@ def with_score(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["score"].notna()]
 
 
-def rank_maps(rows: pd.DataFrame, grids: Grids, config: DetectorConfig, seed: list[int]) -> tuple[PixelResult, Draws]:
-    """All pixels of a class's images whose truth is known, and what the bootstrap drew of these images.
+def rank_maps(
+    rows: pd.DataFrame, grids: Grids, config: DetectorConfig, seed: list[int]
+) -> tuple[PixelResult, Draws, str]:
+    """All pixels of a class's images whose truth is known, what the bootstrap drew of these images, a digest of the masks.
 
     One map and a few masks are in memory at a time.
     """
@@ -165,8 +171,9 @@ def rank_maps(rows: pd.DataFrame, grids: Grids, config: DetectorConfig, seed: li
         undefined = PixelResult(
             dict.fromkeys(("auroc", "ap", "f1_max")), dict.fromkeys(("official", "standard")), None, {"pixel": reason}
         )
-        return undefined, {}
+        return undefined, {}, ""
     truth, labels = partial(ground_truth, size=config.image_size), known["label"].to_numpy(int)
+    digest = hashlib.sha256()
     bootstrap = PixelBootstrap(labels, bins_of(labels, maps_of(known["image_id"], grids, config)), seed=seed)
     with PixelRanking() as ranking, ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(known), MASKS_AT_ONCE):
@@ -175,7 +182,8 @@ def rank_maps(rows: pd.DataFrame, grids: Grids, config: DetectorConfig, seed: li
             for mask, anomaly_map in zip(masks, maps_of(some["image_id"], grids, config), strict=True):
                 ranking.add(mask, anomaly_map)
                 bootstrap.add(mask, anomaly_map)
-        return ranking.result(), bootstrap.draws()
+                digest.update(np.packbits(mask).tobytes())
+        return ranking.result(), bootstrap.draws(), digest.hexdigest()
 
 
 def maps_of(images: Iterable[str], grids: Grids, config: DetectorConfig) -> Iterator[np.ndarray]:
@@ -255,12 +263,15 @@ def labelled_rows(manifest: Manifest) -> pd.DataFrame:
 def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.DataFrame:
     """Labelled rows of the manifest with their scores, by image_id; null where the image could not be read.
 
-    Raises InputError where there are no labels, where images have not been scored yet, and where none could be read.
+    Raises InputError where there are no labels, where images have not been scored yet or by another bundle of the model's
+    name, and where none could be read.
     """
     labelled = labelled_rows(manifest)
     folder = scores_folder(manifest.collection, model.partition)
-    scores = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score"]).to_pandas()
-    joined = labelled.merge(scores.drop_duplicates("image_id"), on="image_id", how="inner")
+    scores = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score", "bundle_digest"])
+    check_bundle(manifest.collection, model, scores["bundle_digest"])
+    found = scores.select(["image_id", "score"]).to_pandas().drop_duplicates("image_id")
+    joined = labelled.merge(found, on="image_id", how="inner")
     if missing := len(labelled) - len(joined):
         raise InputError(
             f"{model.uri} has not scored {missing} of the {len(labelled)} labelled images of {manifest.collection!r}: "
@@ -353,13 +364,15 @@ def save_pixel_draws(classes: list[EvaluatedClass], known: pd.DataFrame, path: P
         name, measured = each.metrics.class_name, asdict(each.metrics)
         drawn = {m: [measured[m], *each.draws[m]] for m in PIXEL_METRICS if m in each.draws}
         if drawn:
-            frames.append(pd.DataFrame({"class_name": name, "images": drawn_digest(images[name], number), **drawn}))
+            frames.append(
+                pd.DataFrame({"class_name": name, "images": drawn_digest(images[name], number, each.truth), **drawn})
+            )
     if frames:
         path.write_bytes(to_parquet(pa.Table.from_pandas(pd.concat(frames), preserve_index=False)))
 
 
-def drawn_digest(images: pd.DataFrame, number: int) -> str:
-    drawn = f"{SEED} {number} {RESAMPLES}\n{images.to_csv(columns=['image_id', 'label'], index=False)}"
+def drawn_digest(images: pd.DataFrame, number: int, truth: str) -> str:
+    drawn = f"{SEED} {number} {RESAMPLES} {truth}\n{images.to_csv(columns=['image_id', 'label'], index=False)}"
     return hashlib.sha256(drawn.encode()).hexdigest()[:16]
 
 

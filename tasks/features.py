@@ -7,6 +7,7 @@ memory-mapped in a cache folder whose name is a digest of all that they depend o
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -39,6 +40,7 @@ from tasks.store import CACHE, Store
 log = logging.getLogger(__name__)
 BATCH = 8  # images a pass of the tower
 ABANDONED = 86_400  # seconds
+PASSING = ("missing", "changed", "unreadable")  # what keeps an image from being read today and not tomorrow
 
 
 @task(
@@ -111,7 +113,11 @@ def feature_key(material: Material, backbone: Backbone, geometry: Geometry) -> s
 
 
 def cache_features(folder: Path, material: Material, backbone: Backbone, geometry: Geometry) -> None:
-    """Compute the features of all images that can be read into a folder, which appears when it is complete."""
+    """Compute the features of all images but broken ones into a folder, which appears when it is complete.
+
+    Raises InputError where an image is out of reach: the key does not say which were, and every later training would take
+    the folder for the whole.
+    """
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +165,11 @@ def write_features(folder: Path, rows: list[dict[str, Any]], backbone: Backbone,
         for number, images in enumerate(read_ahead(readers, slices, geometry.image_size)):
             good = [number * BATCH + i for i, image in enumerate(images) if isinstance(image, Pixels)]
             for row, image in zip(slices[number], images, strict=True):
+                if isinstance(image, UnreadableImage) and image.kind in PASSING:
+                    raise InputError(
+                        f"training needs {row['uri']}, which cannot be read now ({image}): repair that, or, where it was "
+                        "deleted or changed, run `anomalyclip ingest` again, which notes it"
+                    )
                 if isinstance(image, UnreadableImage):
                     log.warning("left out of training: %s (%s)", row["uri"], image)
             if good:
@@ -173,6 +184,7 @@ def write_features(folder: Path, rows: list[dict[str, Any]], backbone: Backbone,
                         files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
                     files[name][good] = array
                 usable[good] = True
+            os.utime(folder)  # see remove_abandoned
             advance(len(images))
     return usable
 

@@ -19,6 +19,7 @@ DOCUMENT_SUFFIXES = {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}  # Pillow knows the
 SUFFIXES = frozenset(Image.registered_extensions()) - DOCUMENT_SUFFIXES | UNREADABLE_SUFFIXES
 FORMATS = sorted(set(Image.OPEN) - {"EPS"})  # Pillow hands PostScript to an interpreter
 HUGE = 16_000_000  # pixels; larger images are handled one at a time, or the threads that read need all memory
+LARGE = 32_000_000  # bytes; larger objects are read one at a time, for the same reason
 LARGEST = 8 * 2 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes: as many pixels as Pillow decodes, 16 bits of four channels
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
 
@@ -98,6 +99,14 @@ _decoding = threading.Lock()
 def alone_if_huge(pixels: int, lock: threading.Lock = _decoding) -> AbstractContextManager[Any]:
     """What to hold while an image of so many pixels is in memory."""
     return lock if pixels > HUGE else nullcontext()
+
+
+_reading = threading.Lock()
+
+
+def alone_if_large(size: int) -> AbstractContextManager[Any]:
+    """What to hold while an object of so many bytes is in memory."""
+    return _reading if size > LARGE else nullcontext()
 
 
 def read_header(data: bytes) -> Header:

@@ -17,16 +17,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import InputError
 from tasks.gate import REFERENCE, Gate
-from tasks.registry import CHAMPION, MODEL_NAME, ModelVersion, champion_version, resolve_model, use_tracking
+from tasks.registry import (
+    CHAMPION,
+    HISTORY,
+    MODEL_NAME,
+    ModelVersion,
+    champion_version,
+    resolve_model,
+    tag_model,
+    use_tracking,
+)
 from tasks.store import Store
-
-HISTORY = "champions"  # tag of the registered model
 
 
 @dataclass(frozen=True)
@@ -102,14 +108,6 @@ def gate_tags(gate: Gate, force: bool) -> dict[str, str | None]:
 def tag(client: MlflowClient, version: str, tags: Mapping[str, str | None]) -> None:
     for key, value in tags.items():
         client.set_model_version_tag(MODEL_NAME, version, key, value or "–")
-
-
-def tag_model(client: MlflowClient, key: str, value: str) -> None:
-    """Two that set a tag at once for the first time collide in MLflow's database: the second try finds it there."""
-    try:
-        client.set_registered_model_tag(MODEL_NAME, key, value)
-    except MlflowException:
-        client.set_registered_model_tag(MODEL_NAME, key, value)
 
 
 def signature() -> str:

@@ -26,6 +26,7 @@ from tasks.store import Store
 MODEL_NAME = "anomalyclip"
 CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
+HISTORY = "champions"  # tag of the registered model: see tasks.promotion
 BASELINES = "baselines:/"  # NAME/VERSION: what a store keeps of a baseline, beside the registry
 EXPERIMENT = "anomalyclip"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of names, versions and aliases
@@ -107,9 +108,23 @@ def register_bundle(
         MODEL_NAME, source, run_id, tags={"bundle_digest": digest}, description=description
     )
     version = str(created.version)
-    if champion_version(client) is None and not for_comparison:
+    if not for_comparison and never_had_a_champion(client):
         client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
+        tag_model(client, HISTORY, version)
     return ModelVersion(f"models:/{MODEL_NAME}/{version}", MODEL_NAME, version, digest)
+
+
+def never_had_a_champion(client: MlflowClient) -> bool:
+    """A champion that was deleted had one: what follows it passes the gate."""
+    return champion_version(client) is None and HISTORY not in client.get_registered_model(MODEL_NAME).tags
+
+
+def tag_model(client: MlflowClient, key: str, value: str) -> None:
+    """Two that set a tag at once for the first time collide in MLflow's database: the second try finds it there."""
+    try:
+        client.set_registered_model_tag(MODEL_NAME, key, value)
+    except MlflowException:
+        client.set_registered_model_tag(MODEL_NAME, key, value)
 
 
 def champion_version(client: MlflowClient) -> str | None:

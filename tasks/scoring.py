@@ -1,9 +1,9 @@
 """Scoring a collection shard by shard, each shard exactly once.
 
-A shard is a slice of an immutable manifest part. Its masks and maps are written first, its Parquet part of scores last,
-and only where there is none: a part that exists is a shard that is done, whatever died or ran at the same time. Rows hold
-no time and no host, so that a shard scored twice gives the same bytes. A part says in its metadata in which precision it
-was scored: one model scores one collection in one precision.
+A shard is a slice of an immutable manifest part. When all of it is scored its masks and maps are written, its Parquet part
+of scores last, and only where there is none: a part that exists is a shard that is done, whatever died or ran at the same
+time. Rows hold no time and no host, so that a shard scored twice gives the same bytes. A part says in its metadata in which
+precision it was scored: one model scores one collection in one precision.
 """
 
 import io
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
@@ -36,13 +37,13 @@ from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
 from tasks.errors import InputError
-from tasks.images import LARGEST, UnreadableImage, alone_if_huge, count_pixels, decode_image, viewed
+from tasks.images import LARGEST, UnreadableImage, alone_if_huge, alone_if_large, count_pixels, decode_image, viewed
 from tasks.layouts import read_version
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part, stream_manifest
 from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.store import Store
+from tasks.store import Store, open_filesystem
 from tasks.tables import MAPS, SCORES, count_rows, read_parquet, to_parquet, to_table
 from tasks.thresholds import Calibration, find_calibration
 
@@ -50,6 +51,7 @@ SHARD_SIZE = 256
 READERS = 16  # threads that read and decode ahead of the model
 WRITERS = 8  # threads that cut and write masks behind it
 READ_AHEAD = 3  # batches
+PRECISION = "precision.txt"
 
 # Masks are cut with small products, many at a time: NumPy's threads would take ten times their work from the model's cores.
 ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1)
@@ -146,8 +148,18 @@ def settle_size(store: Store, collection: str, partition: str, part: str, size: 
 
 def settle(store: Store, collection: str, partition: str, name: str, value: str) -> str:
     """The value that the first of all runs had for it."""
-    plan = "collections", collection, "plans", f"model={partition}", name
+    plan = plan_path(collection, partition, name)
     return value if store.create(value.encode(), *plan) else store.read(*plan).decode()
+
+
+def plan_path(collection: str, partition: str, name: str) -> tuple[str, ...]:
+    return "collections", collection, "plans", f"model={partition}", name
+
+
+@lru_cache(maxsize=64)
+def first_precision(store: str, collection: str, partition: str, precision: str) -> str:
+    """Of the first shard that any run finished; asked once a process."""
+    return settle(Store(store), collection, partition, PRECISION, precision)
 
 
 def not_committed(store: Store, collection: str, partition: str, shards: list[Shard]) -> list[Shard]:
@@ -171,15 +183,31 @@ def check_done(
     waiting = set(pending)
     done = next((shard for shard in shards if shard not in waiting), None)
     if done is None:
+        check_plan(store, collection, model.partition, precision)
         return
     part = read_parquet(store, *scores_folder(collection, model.partition), part_name(done), columns=["bundle_digest"])
-    if part["bundle_digest"][0].as_py() != model.digest:
+    check_bundle(collection, model, part["bundle_digest"])
+    before = (part.schema.metadata or {}).get(b"precision", b"fp32").decode()
+    check_precision(collection, model.partition, before, precision)
+
+
+def check_plan(store: Store, collection: str, partition: str, precision: str) -> None:
+    """Raises OtherScores where no shard is done, but a run in another precision is about to commit its first."""
+    path = plan_path(collection, partition, PRECISION)
+    if store.exists(*path) and (before := store.read(*path).decode()) != precision:
+        raise OtherScores(
+            f"{partition} is to score {collection!r} in {before}, says {store.uri_of(*path)}: score in {before}, or delete "
+            f"that file where no run is under way, and score in {precision}"
+        )
+
+
+def check_bundle(collection: str, model: ModelVersion, digests: pa.ChunkedArray) -> None:
+    """Raises OtherScores unless all rows of scores, of these bundle digests, are of this model."""
+    if pc.any(pc.not_equal(digests, model.digest)).as_py():
         raise OtherScores(
             f"the scores of {collection!r} below model={model.partition} are of another model of that name, from another "
             "registry: register this one under a further version, or ingest into a collection of another name"
         )
-    before = (part.schema.metadata or {}).get(b"precision", b"fp32").decode()
-    check_precision(collection, model.partition, before, precision)
 
 
 def check_precision(collection: str, partition: str, before: str, precision: str) -> None:
@@ -240,9 +268,12 @@ class Output:
     def decide(self, class_name: str, score: float) -> dict[str, Any]:
         return self.calibration.decide(class_name, score) if self.calibration else {}
 
+    def is_committed(self, shard: Shard) -> bool:
+        return self.store.exists(*scores_folder(self.collection, self.partition), part_name(shard))
+
     def settle_precision(self) -> None:
         """Raises OtherScores where the first shard of all is of another: of runs that begin together one goes on."""
-        first = settle(self.store, self.collection, self.partition, "precision.txt", self.precision)
+        first = first_precision(self.store.uri, self.collection, self.partition, self.precision)
         check_precision(self.collection, self.partition, first, self.precision)
 
     def write_maps(self, shard: Shard, data: bytes) -> str:
@@ -252,8 +283,11 @@ class Output:
         """Unless another run has committed the shard meanwhile: what is done is never written over."""
         self.store.create(data, *scores_folder(self.collection, self.partition), part_name(shard))
 
-    def write_mask(self, image_id: str, png: bytes) -> str:
-        return self.store.write(png, *scores_folder(self.collection, self.partition, "masks"), f"{image_id}.png")
+    def mask_path(self, image_id: str) -> tuple[str, ...]:
+        return *scores_folder(self.collection, self.partition, "masks"), f"{image_id}.png"
+
+    def write_mask(self, image_id: str, png: bytes) -> None:
+        self.store.write(png, *self.mask_path(image_id))
 
 
 @task(
@@ -288,22 +322,29 @@ def _load_detector(store: str, model: ModelVersion, precision: str) -> Detector 
 
 
 def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) -> ScoredShard:
-    """Score one shard and write its masks, then its maps, then its scores."""
+    """Score one shard and write its masks, then its maps, then its scores; nothing where another run was first."""
+    nothing = ScoredShard(shard.name, 0, {}, {})
+    if output.is_committed(shard):
+        return nothing
     rows = read_shard(output.store, output.collection, shard)
-    scored, maps = [], []
+    scored, maps, masks = [], [], dict[str, bytes]()
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         pending: deque[Future[dict[str, Any]]] = deque()
         with closing(score_rows(detector, rows, readers)) as results:
             for row, result in results:
-                pending.append(writers.submit(finish_row, output, row, result))
+                pending.append(writers.submit(finish_row, output, row, result, masks))
                 if isinstance(result, ScoredImage):
                     maps.append(map_row(row, result.grid))
                 while len(pending) > 4 * WRITERS:
                     scored.append(pending.popleft().result())
                 advance()
         scored += [future.result() for future in pending]
-    check_source(output, scored)
-    output.settle_precision()
+        check_source(output, scored)
+        output.settle_precision()
+        if output.is_committed(shard):
+            return nothing
+        for _ in writers.map(output.write_mask, masks, masks.values()):
+            pass
     output.write_maps(shard, to_parquet(to_table(maps, MAPS)))
     table = to_table(scored, SCORES.with_metadata({"precision": output.precision}))
     output.commit_scores(shard, to_parquet(table))
@@ -311,18 +352,38 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
 
 
 def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
-    """FileNotFoundError where several images, all of a shard, are missing and no ingest has noted that they were deleted.
+    """FileNotFoundError where the source of several missing images seems to be out of reach: a row would say for ever that
+    its image was missing.
 
-    Then it is likelier that their source is out of reach, and a row says for ever that its image was missing.
+    It seems so where images that were read a moment ago are missing, too; and where none of the shard can be found, though
+    no ingest has noted that they were deleted and no bucket answers for them.
     """
-    if len(scored) > 1 and all(row.get("error_kind") == "missing" for row in scored):
-        ids = pa.array([row["image_id"] for row in scored])
-        current = stream_manifest(output.store, output.collection, ["image_id"])
-        if any(pc.any(pc.is_in(ids, table["image_id"])).as_py() for table in current):
-            raise FileNotFoundError(
-                f"none of the {len(scored)} images can be found, {scored[0]['uri']} the first: is their source "
-                "in reach? `anomalyclip ingest` notes which were deleted"
-            )
+    missing = [row for row in scored if row.get("error_kind") == "missing"]
+    if len(missing) < 2:
+        return
+    read = next((row for row in scored if row.get("error_kind") is None), None)
+    if read and not is_there(read["uri"]):
+        raise FileNotFoundError(f"{read['uri']} was there and is not any more: is the source in reach?")
+    if len(missing) < len(scored) or bucket_answers(scored[0]["uri"]):
+        return
+    ids = pa.array([row["image_id"] for row in scored])
+    current = stream_manifest(output.store, output.collection, ["image_id"])
+    if any(pc.any(pc.is_in(ids, table["image_id"])).as_py() for table in current):
+        raise FileNotFoundError(
+            f"none of the {len(scored)} images can be found, {scored[0]['uri']} the first: is their source "
+            "in reach? `anomalyclip ingest` notes which were deleted"
+        )
+
+
+def is_there(uri: str) -> bool:
+    filesystem, path = open_filesystem(uri)
+    return bool(filesystem.exists(path))
+
+
+def bucket_answers(uri: str) -> bool:
+    """Whether a store, not a disk, says that it has the bucket: then what it does not have there is gone."""
+    filesystem, path = open_filesystem(uri)
+    return not isinstance(filesystem, LocalFileSystem) and bool(filesystem.exists(path.partition("/")[0]))
 
 
 def count_values(rows: list[dict[str, Any]], column: str) -> dict[str, int]:
@@ -398,7 +459,8 @@ def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImag
             "too_large", f"the object has {row['size']:,} bytes, the most that is read is {LARGEST:,}"
         )
     try:
-        return prepare_pixels(read_version(row), image_size)
+        with alone_if_large(row["size"]):
+            return prepare_pixels(read_version(row), image_size)
     except UnreadableImage as error:
         return error
 
@@ -418,15 +480,20 @@ def prepare_pixels(data: bytes, image_size: int) -> Pixels | UnreadableImage:
 _cutting = threading.Lock()
 
 
-def finish_row(output: Output, row: dict[str, Any], result: ScoredImage | UnreadableImage) -> dict[str, Any]:
-    """The row of the scores table; writes the mask where anything exceeds the threshold."""
+def finish_row(
+    output: Output, row: dict[str, Any], result: ScoredImage | UnreadableImage, masks: dict[str, bytes]
+) -> dict[str, Any]:
+    """The row of the scores table; where anything exceeds the threshold its mask, as PNG, comes to the masks."""
     base = {name: row[name] for name in ("image_id", "uri", "etag", "class_name")} | {
         "bundle_digest": output.bundle_digest
     }
     if isinstance(result, UnreadableImage):
         return base | {"error_kind": result.kind, "error_detail": result.detail}
     png, regions = cut_mask(result, output.image_size, output.sigma, output.cut_at(row["class_name"]))
-    mask_uri = output.write_mask(row["image_id"], png) if png else None
+    mask_uri = None
+    if png:
+        masks[row["image_id"]] = png
+        mask_uri = output.store.uri_of(*output.mask_path(row["image_id"]))
     decided = output.decide(row["class_name"], result.score)
     return base | {"score": result.score, "mask_uri": mask_uri, "regions": regions} | decided
 

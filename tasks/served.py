@@ -85,7 +85,7 @@ def find_thresholds(store: Store, model: ModelVersion) -> Calibration | None:
     if not uri:
         return bundle_calibration(store, model)
     folder, _, name = uri.rpartition("/")
-    calibration = read_calibration(Store(folder or "."), name=name)
+    calibration = read_calibration(Store(folder or ("/" if uri.startswith("/") else ".")), name=name)
     if calibration.thresholds.bundle_digest != model.digest:
         raise InputError(f"{THRESHOLDS}={uri} are the thresholds of {calibration.thresholds.model}, another bundle")
     return calibration
@@ -106,20 +106,22 @@ def given_bytes(image: Any) -> bytes:
         raise UnreadableImage("unsupported", f"an image is bytes, base64 or a URI, this is {type(image).__name__}")
     content = image.partition(";base64,")[2] if image.startswith("data:") else image
     try:
-        return base64.b64decode(content, validate=True)
+        return base64.b64decode(re.sub(r"[\r\n]", "", content), validate=True)
     except (binascii.Error, ValueError):
         return read_allowed(image)
 
 
 def read_allowed(uri: str) -> bytes:
-    if not may_read(uri):
-        raise UnreadableImage("forbidden", f"images are read only from where {IMAGE_ROOTS} says; send bytes as base64")
     try:
-        return read_uri(uri)
+        if may_read(uri):
+            return read_uri(uri)
     except FileNotFoundError:
         raise UnreadableImage("missing", f"there is no {uri}") from None
-    except (OSError, InputError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of whatever library the URI leads to: the other images have their answers
         raise UnreadableImage("unreadable", f"{type(error).__name__}: {error}") from error
+    raise UnreadableImage("forbidden", f"images are read only from where {IMAGE_ROOTS} says; send bytes as base64")
 
 
 def may_read(uri: str) -> bool:

@@ -202,7 +202,14 @@ class Store:
             raise InputError(f"nothing can be written to the store {self.uri}: {error}") from error
 
     def exists(self, *parts: str) -> bool:
-        return bool(self.fs.exists(self.path(*parts)))
+        """Whether there is an object of this name, which is never empty."""
+        path = self.path(*parts)
+        if split_protocol(self.uri)[0] not in S3:
+            return bool(self.fs.exists(path))
+        try:  # s3fs also lists where there is none, which costs as much as a write
+            return len(self.fs.cat_file(path, start=0, end=1)) == 1
+        except FileNotFoundError:
+            return False
 
     def find(self, *parts: str, suffix: str = "") -> list[str]:
         """Paths of all objects below a folder, relative to it, sorted; empty where there is no such folder."""

@@ -110,8 +110,9 @@ def folder_objects(filesystem: Any, root: str, above: str) -> Iterator[tuple[str
                 yield from folder_objects(filesystem, root, above + name)
             elif info["type"] in ("file", "link"):
                 yield above + name, info
-    except (FileNotFoundError, NotADirectoryError):
-        return  # it vanished meanwhile, or never was
+    except (FileNotFoundError, NotADirectoryError) as error:  # it vanished meanwhile, or never was
+        if above and not filesystem.exists(root):
+            raise InputError(f"the source {root!r} went away while it was listed") from error
 
 
 def local_children(filesystem: LocalFileSystem, folder: str) -> Iterator[tuple[str, Info]]:
@@ -121,9 +122,11 @@ def local_children(filesystem: LocalFileSystem, folder: str) -> Iterator[tuple[s
     for name in names:
         try:
             yield name, {} if name.endswith("/") else filesystem.info(f"{folder}/{name}")
-        except OSError:
+        except OSError as error:
             if os.path.islink(f"{folder}/{name}"):  # a broken link: scoring finds it missing
                 yield name, link_info(f"{folder}/{name}")
+            elif not isinstance(error, FileNotFoundError):  # else it vanished meanwhile
+                raise
 
 
 def link_info(path: str) -> Info:

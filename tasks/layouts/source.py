@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -101,7 +101,17 @@ def open_source(uri: str) -> Source:
     filesystem.invalidate_cache()
     if isinstance(filesystem, LocalFileSystem) and os.path.isfile(root):
         raise InputError(f"the source {uri!r} is a file: name its folder")
-    return Source(filesystem, root.rstrip("/"))
+    source = Source(filesystem, root.rstrip("/"))
+    check_addresses(source, uri)
+    return source
+
+
+def check_addresses(source: Source, uri: str) -> None:
+    """InputError where the addresses of the source's images would not lead back to it, as with FTP, whose host they lack."""
+    with suppress(InputError):
+        if open_filesystem(source.uri)[0] is source.filesystem:
+            return
+    raise InputError(f"{uri!r} cannot be a source: its images would be called {source.uri}/…, where nothing is found")
 
 
 def in_utf8(name: str) -> str:
@@ -118,10 +128,15 @@ def stored_object(filesystem: Any, name: str, above: str, info: Mapping[str, Any
 
 
 def etag_of(filesystem: Any, info: Mapping[str, Any]) -> str:
-    """The store's ETag; where a store has none, what changes when the object does: its time and size."""
+    """The store's ETag; where a store has none, what changes when the object does: its time and size.
+
+    Raises InputError where it tells neither.
+    """
     for key in ("ETag", "etag", "md5Hash", "content_md5"):
         if info.get(key):
             return str(info[key]).strip('"')
+    if info.get("size") is None:
+        raise InputError(f"{info.get('name')!r} has neither an ETag nor a size: its store cannot be a source")
     time = info["mtime"] if isinstance(filesystem, LocalFileSystem) else info.get("created") or info.get("mtime") or ""
     time = time.timestamp() if isinstance(time, datetime) else time
     return f"{round(time * 1e6):x}-{info['size']:x}" if isinstance(time, float) else f"{time}-{info['size']:x}"

@@ -40,7 +40,7 @@ def split_labels_uri(uri: str) -> tuple[str, str]:
     if not has_suffix(uri, (".csv", ".json")):
         return uri, ""
     folder, _, name = uri.rpartition("/")
-    return folder or ".", name
+    return folder or ("/" if uri.startswith("/") else "."), name
 
 
 def parse_labels(content: bytes, name: str) -> list[dict[str, Any]]:

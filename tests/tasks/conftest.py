@@ -10,6 +10,7 @@ import fsspec
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import s3fs
 from mlflow import MlflowClient
@@ -23,7 +24,9 @@ from models.detector import DetectorConfig
 from models.prompts import PromptLearner
 from tasks.evaluation import EvaluatedClass, evaluate_class, save_pixel_draws, with_truth
 from tasks.registry import ModelVersion, register_bundle, tracked_run, use_tracking
+from tasks.scoring import scores_folder
 from tasks.store import Store
+from tasks.tables import read_parquet, to_parquet
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +187,16 @@ def scored_images(count: int, noise: float, classes: str = "a", seed: int = 0) -
             "score": label + rng.normal(0, 0.5, count) + noise * rng.normal(0, 1, count),
         }
     )
+
+
+def give_to_another_bundle(store: Store, collection: str, model: ModelVersion) -> None:
+    """The scores of a model, as if a registry before this one had had another bundle under its number."""
+    folder = scores_folder(collection, model.partition)
+    for name in store.find(*folder):
+        table = read_parquet(store, *folder, name)
+        place = table.column_names.index("bundle_digest")
+        others = table.set_column(place, table.schema.field(place), pa.array(["0" * 64] * len(table)))
+        store.write(to_parquet(others), *folder, name)
 
 
 def segmented_images(

@@ -20,7 +20,7 @@ from tasks.scoring import ScoredShard, plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts
 from tasks.thresholds import bundle_calibration, find_calibration
-from tests.tasks.conftest import write_photos
+from tests.tasks.conftest import give_to_another_bundle, write_photos
 
 RATE = 0.25  # needs three images
 
@@ -244,6 +244,13 @@ def test_too_few_images_for_the_rate_are_refused_with_their_number(store, source
         calibrate_collection.fn(store.uri, "parts", model, 0.01)
     with pytest.raises(InputError, match="between 0 and 1"):
         calibrate_collection.fn(store.uri, "parts", model, 1.0)
+
+
+def test_scores_of_another_bundle_under_the_same_number_are_no_reference(store, source, model) -> None:
+    night(store, source, model)
+    give_to_another_bundle(store, "parts", model)
+    with pytest.raises(InputError, match="are of another model of that name"):
+        calibrate_collection.fn(store.uri, "parts", model, RATE)
 
 
 def test_a_collection_that_is_not_scored_is_no_reference(store, source, model) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from models.intervals import bootstrap_image_metrics, interval
 from models.metrics import image_metrics
@@ -98,6 +99,18 @@ def test_pixel_metrics_of_other_images_are_not_paired(versions: Versions, tmp_pa
         metrics[difference.class_name].append(difference.metric)
         assert (difference.value, difference.low, difference.high) == (0, 0, 0)
     assert metrics == {"x": [*IMAGE_METRICS], "y": [*METRICS], "mean": [*METRICS]}
+
+
+def test_pixel_metrics_against_other_masks_are_not_paired(versions: Versions, tmp_path: Path) -> None:
+    """A mask that was drawn anew in its place: the manifest is the same, and what was measured is not."""
+    rows, grids = segmented_images(40, 0.5, tmp_path, "x")
+    rows.loc[1::2, "label"], rows.loc[1::2, "mask_uri"] = 0, None
+    first = versions.evaluated(versions.models[0], rows, grids=grids)
+    mask = Path(rows["mask_uri"].dropna().iloc[0].removeprefix("file://"))
+    ImageOps.invert(Image.open(mask)).save(mask)
+    other = versions.evaluated(versions.models[0], rows, grids=grids)
+    compared = {difference.metric for difference in compare_runs.fn(versions.store.uri, [first, other]).differences}
+    assert compared == {*IMAGE_METRICS}
 
 
 @pytest.mark.parametrize("change", ["collection", "images", "labels"])

@@ -36,7 +36,7 @@ from tasks.scoring import plan_shards, score_shard, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts
 from tests.memory import traced_peak
-from tests.tasks.conftest import Registered, write_photos
+from tests.tasks.conftest import Registered, give_to_another_bundle, write_photos
 
 CONFIG = DetectorConfig("embedded", "0" * 64, image_size=32, sigma=1.0)
 
@@ -103,6 +103,13 @@ def scored_rows(registered: Registered, collection: str) -> pd.DataFrame:
     parts = read_parts(registered.store, *scores_folder(collection, registered.model.partition), schema=SCORES)
     rows = read_manifest(registered.store, collection).rows
     return rows.merge(parts.to_pandas()[["image_id", "score"]], on="image_id").sort_values("image_id")
+
+
+def test_scores_of_another_bundle_under_the_same_number_are_not_evaluated(scored: Registered, tmp_path: Path) -> None:
+    """A registry that begins anew beside the scores counts from 1 again."""
+    give_to_another_bundle(scored.store, tmp_path.name, scored.model)
+    with pytest.raises(InputError, match="are of another model of that name"):
+        evaluate_collection.fn(scored.store.uri, tmp_path.name, scored.model)
 
 
 def test_intervals_are_those_of_the_seeded_bootstrap(scored: Registered, tmp_path: Path) -> None:

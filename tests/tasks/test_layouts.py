@@ -3,17 +3,20 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import s3fs
 from botocore.exceptions import ClientError
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from s3fs.errors import translate_boto_error
 
 from tasks.errors import InputError
 from tasks.images import UnreadableImage
 from tasks.layouts import Entry, StoredObject, read_layout, read_version
-from tasks.layouts.source import reasons
+from tasks.layouts.source import etag_of, reasons
 from tasks.store import Store
 from tests.tasks.conftest import photo
 
@@ -269,6 +272,71 @@ def test_a_local_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None
     _, entries = read_layout(str(tmp_path), "flat", "parts")
     with pytest.raises(UnreadableImage, match="unreadable"):
         read(entries[0].object)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(PermissionError(13, "no"), InputError), (OSError(5, "Input/output error"), OSError)]
+)
+def test_a_file_that_cannot_be_looked_at_ends_the_listing(
+    error: OSError, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left out, it would be taken for deleted."""
+    write(tmp_path, "a.png", "deep/b.png")
+    info = LocalFileSystem.info
+
+    def failing(self: LocalFileSystem, path: str, **options: Any) -> Any:
+        if path.endswith("b.png"):
+            raise error
+        return info(self, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "info", failing)
+    with pytest.raises(raised):
+        read_layout(str(tmp_path), "flat", "parts")
+
+
+def test_a_source_that_goes_away_while_it_is_listed_is_not_a_shorter_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "line", "a.png", "deep/b.png")
+    info = LocalFileSystem.info
+
+    def unmount(self: LocalFileSystem, path: str, **options: Any) -> Any:
+        found = info(self, path, **options)
+        if path.endswith("a.png"):
+            (tmp_path / "line").rename(tmp_path / "away")
+        return found
+
+    monkeypatch.setattr(LocalFileSystem, "info", unmount)
+    with pytest.raises(InputError, match="went away while it was listed"):
+        read_layout(str(tmp_path / "line"), "flat", "parts")
+
+
+class Hosted(MemoryFileSystem):
+    """As FTP in fsspec: the addresses of its objects lack the host that it is asked with."""
+
+    protocol = "hosted"
+
+    def __init__(self, host: str) -> None:
+        super().__init__()
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"host": host} if (host := path.removeprefix("hosted://").partition("/")[0]) else {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("hosted://").partition("/")[2]
+
+
+def test_a_store_whose_addresses_do_not_lead_back_to_it_is_no_source() -> None:
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    with pytest.raises(InputError, match="'hosted://camera/line' cannot be a source"):
+        read_layout("hosted://camera/line", "flat", "parts")
+
+
+def test_a_store_that_says_neither_etag_nor_size_is_no_source() -> None:
+    with pytest.raises(InputError, match="has neither an ETag nor a size"):
+        etag_of(fsspec.filesystem("memory"), {"name": "https://host/a.png", "size": None, "type": "file"})
 
 
 @pytest.mark.parametrize(

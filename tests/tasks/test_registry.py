@@ -53,6 +53,13 @@ def test_the_first_version_is_the_champion_and_stays_it(two_versions) -> None:
     assert resolve_model(store, CHAMPION_URI) == versions[0]
 
 
+def test_where_the_champion_was_deleted_the_next_version_does_not_take_its_place(store: Store, bundle: Path) -> None:
+    register_versions(store, bundle, 1)
+    use_tracking(store).delete_model_version("anomalyclip", "1")
+    register_versions(store, bundle, 1)
+    assert champion_version(use_tracking(store)) is None
+
+
 def test_a_bundle_for_comparison_is_registered_once_and_never_the_champion(store: Store, bundle: Path) -> None:
     with tracked_run(store, "train", {}) as run_id:
         first, again = (register_bundle(store, bundle, run_id, "of the tests", for_comparison=True) for _ in range(2))

@@ -14,7 +14,17 @@ import pytest
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion
-from tasks.scoring import Shard, check_done, part_name, plan_shards, score_shard, scores_folder
+from tasks.scoring import (
+    ScoredShard,
+    Shard,
+    check_done,
+    load_pixels,
+    mask_png,
+    part_name,
+    plan_shards,
+    score_shard,
+    scores_folder,
+)
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
 from tests.tasks.conftest import write_photos
@@ -177,6 +187,18 @@ def test_of_runs_that_begin_together_in_other_precisions_one_goes_on(store, sour
     assert store.find(*scores_folder("parts", model.partition, "maps")) == [part_name(pending[0])]
 
 
+def test_a_precision_that_was_settled_before_anything_was_done_is_named_with_its_file(store, source, model) -> None:
+    ingest(store, source)
+    score(store, model)
+    remove_results(store)
+    plan = plan_shards(store, "parts", model.partition, 4)
+    check_done(store, "parts", model, "fp32", *plan)
+    with pytest.raises(InputError, match=r"is to score 'parts' in fp32, says file:.*/precision\.txt"):
+        check_done(store, "parts", model, "bf16", *plan)
+    Path(store.path("collections/parts/plans", f"model={model.partition}", "precision.txt")).unlink()
+    check_done(store, "parts", model, "bf16", *plan)
+
+
 def test_parts_from_before_precision_was_recorded_are_fp32(store, source, model) -> None:
     ingest(store, source)
     score(store, model)
@@ -214,15 +236,29 @@ def test_two_runs_at_once_do_no_harm(store, source, model) -> None:
 
 @pytest.mark.parametrize("place", ["disk", "s3"])
 def test_a_shard_that_another_run_has_committed_meanwhile_is_not_written_over(
-    place: str, s3, store, source, model
+    place: str, s3, store, source, model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither by a run that begins with it later, nor by one that was at it all the while."""
     target = store if place == "disk" else Store("s3://photos/store")
     ingest(target, source)
     _, pending = plan_shards(target, "parts", model.partition, 100)
-    score_shard.fn(target.uri, "parts", model, pending[0], "fp32")
-    first = target.read(*scores_folder("parts", model.partition), part_name(pending[0]))
-    score_shard.fn(target.uri, "parts", model, pending[0], "bf16")  # planned before the other was done
-    assert target.read(*scores_folder("parts", model.partition), part_name(pending[0])) == first
+    first = dict[str, bytes]()
+
+    def the_other_is_first(*_: Any) -> None:
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr("tasks.scoring.check_source", lambda *_: None)
+            undisturbed.setattr("tasks.scoring.mask_png", mask_png)
+            score_shard.fn(target.uri, "parts", model, pending[0], "fp32")
+        first.update(written(target))
+
+    monkeypatch.setattr("tasks.scoring.check_source", the_other_is_first)
+    monkeypatch.setattr("tasks.scoring.map_threshold", lambda _: -1.0)  # a mask for every image
+    monkeypatch.setattr("tasks.scoring.mask_png", lambda _: b"ours")
+    late = score_shard.fn(target.uri, "parts", model, pending[0], "fp32")
+    later = score_shard.fn(target.uri, "parts", model, pending[0], "fp32")
+    assert late == later == ScoredShard(pending[0].name, 0, {}, {})
+    assert sum(name.startswith("masks/") for name in first) == 10
+    assert written(target) == first
 
 
 def score_all(store: str, model: ModelVersion) -> None:
@@ -321,3 +357,31 @@ def test_a_source_that_is_out_of_reach_is_not_scored_as_missing(store: Store, so
     ingest(store, source)
     score(store, model)
     assert sorted(str(row["error_kind"]) for row in read_scores(store, model)) == ["None"] + ["missing"] * 10
+
+
+def test_a_source_that_goes_away_while_a_shard_is_read_is_not_scored_as_missing(
+    store: Store, source: Path, model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(store, source)
+
+    def read_half(row: dict[str, Any], image_size: int) -> Any:
+        if row["uri"].endswith("005.png") and source.exists():
+            source.rename(source.with_name("away"))
+        return load_pixels(row, image_size)
+
+    monkeypatch.setattr("tasks.scoring.load_pixels", read_half)
+    monkeypatch.setattr("tasks.scoring.READERS", 1)
+    with pytest.raises(FileNotFoundError, match=r"000\.png was there and is not any more"):
+        score(store, model, size=100)
+    assert read_scores(store, model) == []
+
+
+def test_objects_that_a_bucket_has_no_more_are_missing(s3, source: Path, model) -> None:
+    """Their prefix may never be listed again, and no ingest note that they were deleted."""
+    store, bucket = Store("s3://photos/store"), Store("s3://photos/2026-11-24")
+    for path in source.glob("*.png"):
+        bucket.write(path.read_bytes(), path.name)
+    ingest_source.fn(store.uri, "parts", bucket.uri, "flat", False)
+    bucket.fs.rm("photos/2026-11-24", recursive=True)
+    score(store, model)
+    assert [row["error_kind"] for row in read_scores(store, model)] == ["missing"] * 10

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import httpx
@@ -83,7 +85,7 @@ def check(row: dict[str, Any], expected: dict[str, Any]) -> None:
         assert base64.b64decode(row["mask"]) == Path(expected["mask_uri"].removeprefix("file://")).read_bytes()
 
 
-@pytest.mark.parametrize("form", ["uri", "path", "bytes", "base64", "data URI"])
+@pytest.mark.parametrize("form", ["uri", "path", "bytes", "base64", "base64 in lines", "data URI"])
 def test_the_same_image_has_the_same_row_as_in_the_flow(
     scored: Scored, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,7 @@ def as_given(scored: Scored, name: str, form: str) -> Any:
     text = base64.b64encode(data).decode()
     return {
         "uri": scored.rows[name]["uri"], "path": str(scored.folder / name), "bytes": data, "base64": text,
+        "base64 in lines": base64.encodebytes(data).decode(),
         "data URI": f"data:image/png;base64,{text}",
     }[form]  # fmt: skip
 
@@ -114,6 +117,22 @@ def test_a_bad_image_is_a_row_among_good_ones(scored: Scored) -> None:
     assert answer["error_kind"].tolist() == kinds
     assert answer["score"].notna().tolist() == [kind is None for kind in kinds]
     assert answer["error_detail"].notna().tolist() == [kind is not None for kind in kinds]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(403)
+
+    do_HEAD = do_GET
+
+
+def test_an_address_that_fails_costs_no_other_image_its_answer(scored: Scored) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        images = [f"http://127.0.0.1:{server.server_port}/a.png", "/no\0name.png", str(scored.folder / "a.png")]
+        answer = load(scored).predict(pd.DataFrame({"image": images}))
+        server.shutdown()
+    assert answer["error_kind"].tolist() == ["unreadable", "unreadable", None]
 
 
 def test_without_thresholds_nothing_is_decided(scored: Scored) -> None:

@@ -103,6 +103,17 @@ def test_an_unreadable_image_is_left_out(store: Store, source: Path) -> None:
     assert (len(cached.features), len(cached.usable)) == (12, 11)
 
 
+def test_an_image_out_of_reach_ends_training_and_leaves_no_features_without_it(store: Store, source: Path) -> None:
+    ingest(store, source, "mvtec")
+    image = next((source / "test").rglob("*.png"))
+    image.rename(source / "elsewhere.png")
+    with pytest.raises(InputError, match=f"training needs .*{image.name}, which cannot be read now .missing"):
+        cached_features(store)
+    (source / "elsewhere.png").rename(image)
+    cached = cached_features(store)
+    assert len(cached.usable) == len(cached.features) == 11
+
+
 def test_without_masks_the_image_loss_alone_is_trained(store: Store, source: Path) -> None:
     ingest(store, source / "test", "folders")
     features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
@@ -186,9 +197,9 @@ def test_features_that_cannot_be_finished_leave_nothing_behind(store: Store, sou
 
 
 def test_images_of_which_none_can_be_read_are_refused(store: Store, source: Path) -> None:
-    ingest(store, source, "mvtec")
     for path in source.rglob("test/*/*.png"):
-        path.unlink()
+        path.write_text("a note")
+    ingest(store, source, "mvtec")
     with pytest.raises(InputError, match="none of the labelled images can be read"):
         compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
 
