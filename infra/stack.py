@@ -105,7 +105,7 @@ def main() -> int:
     stack = Stack(folder, arguments.host, ports, Credentials.of(folder))
     try:
         with Supervisor(folder / "logs", base_environment()) as supervisor:
-            run(stack, supervisor)
+            run(stack, supervisor, arguments.database_only)
     except KeyboardInterrupt:
         print("everything is stopped", flush=True)
         return 0
@@ -115,10 +115,14 @@ def main() -> int:
     return 0
 
 
-def run(stack: Stack, supervisor: Supervisor) -> None:
+def run(stack: Stack, supervisor: Supervisor, database_only: bool) -> None:
     for name, port in asdict(stack.ports).items():
         if listens(port)():
             raise ChildError(f"something listens on port {port} already: choose another by --{name}-port")
+    if database_only:
+        start_database(stack, supervisor)
+        say(f"PostgreSQL listens on {LOOPBACK}:{stack.ports.database}\nCtrl-C stops it")
+        supervisor.watch(RESTARTS, say)
     say(f"starting in {stack.folder}: PostgreSQL, S3, Prefect, MLflow, a worker (about a minute)")
     start_database(stack, supervisor)
     s3 = start_s3(stack, supervisor)
@@ -208,6 +212,8 @@ def start_prefect(stack: Stack, supervisor: Supervisor) -> None:
         "PREFECT_HOME": str(stack.folder / "prefect"),
         "PREFECT_API_URL": f"{stack.prefect}/api",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": stack.database("postgresql+asyncpg", "prefect"),
+        # else any page that is open in a browser of this machine may start runs
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"{stack.prefect},http://localhost:{stack.ports.prefect}",
     }
     command = [PYTHON, "-m", "prefect", "server", "start", "--host", stack.host, "--port", str(stack.ports.prefect)]
     supervisor.start("prefect", command, answers(f"{stack.prefect}/api/health"), environment=environment)
@@ -295,6 +301,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("stack"), help="for databases, buckets, keys and logs")
     parser.add_argument(
         "--host", default=LOOPBACK, help="address of the pages of Prefect and MLflow; nobody logs in there"
+    )
+    parser.add_argument(
+        "--database-only", action="store_true", help="PostgreSQL alone, to restore databases or to upgrade MLflow's"
     )
     for name, port in asdict(Ports()).items():
         text = f"default {port}" + ("; counts at the first start" if name == "s3" else "")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pandas as pd
 import psutil
+import psycopg
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -24,6 +26,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from models.embedded.generator import SPLIT
 from tasks.demo_data import generated_files, png
+from tests.flows.conftest import hear_ctrl_c
 from tests.infra.running import CLASSES, ENDED, ROOT, SOURCE, Running, wait_for
 
 pytestmark = pytest.mark.stack
@@ -322,6 +325,14 @@ def test_servers_listen_on_the_loopback_alone(stack: Running):
     assert set(stack.ports.values()) <= {address.port for address in addresses}
 
 
+def test_no_page_of_another_origin_may_call_prefect(stack: Running):
+    def allowed(origin: str) -> bool:
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        return stack.api.options("/flows/filter", headers=asked).is_success
+
+    assert [allowed("http://example.com"), allowed(stack.prefect)] == [False, True]
+
+
 def test_a_second_stack_says_which_port_is_taken(stack: Running):
     done = subprocess.run(stack.command("second"), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
@@ -335,7 +346,29 @@ def test_ctrl_c_stops_everything_and_the_next_start_goes_on(stack: Running):
     assert stack.process.returncode == 0
     assert stack.said().endswith("everything is stopped\n")
     assert not [process for process in family if process.is_running()]
+    check_database_alone(stack)
     stack.start()
     again = stack.anomalyclip("score", "--collection", "line-4")
     assert (again["model"], again["scored"]) == ("models:/anomalyclip/1", 0)
     assert again["already_scored"] == len(stack.scores("line-4"))
+
+
+def check_database_alone(stack: Running) -> None:
+    """For a restore: what the stack has kept can be reached, and nothing else has it open."""
+    alone = subprocess.Popen(
+        [*stack.command("stack"), "--database-only"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
+    )
+    try:
+        assert alone.stdout
+        assert alone.stdout.readline() == f"PostgreSQL listens on 127.0.0.1:{stack.ports['database']}\n"
+        password = json.loads((stack.folder / "stack/credentials.json").read_text())["database_password"]
+        address = f"postgresql://anomalyclip:{password}@127.0.0.1:{stack.ports['database']}/mlflow"
+        with psycopg.connect(address) as connection:
+            assert connection.execute("SELECT name FROM registered_models").fetchall() == [("anomalyclip",)]
+    finally:
+        alone.send_signal(signal.SIGINT)
+    assert alone.wait(60) == 0
