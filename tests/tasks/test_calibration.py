@@ -13,7 +13,7 @@ from models.maps import map_at
 from tasks.calibration import calibrate_collection
 from tasks.errors import InputError
 from tasks.manifest import ingest_source, manifest_folder
-from tasks.nights import compare_with_reference
+from tasks.nights import compare_with_reference, read_night
 from tasks.registry import ModelVersion
 from tasks.scored import read_outline, read_rest
 from tasks.scoring import ScoredShard, plan_shards, score_shard, scores_folder
@@ -195,6 +195,13 @@ def last_rows(store: Store, model: ModelVersion) -> list[dict]:
 def is_moved(store: Store, model: ModelVersion) -> bool:
     (found,) = compare_with_reference(store, "parts", model, read_outline(store, "parts", model)).values()
     return found.moved
+
+
+def test_a_night_leaves_what_came_while_it_ran_to_the_next(store, source, model) -> None:
+    night(store, source, model)
+    write_plain(source, range(20, 23))
+    night(store, source, model)
+    assert [len(read_night(store, "parts", model, None, parts).rows) for parts in (1, 2)] == [8, 11]
 
 
 @pytest.mark.parametrize("nights", [0, -1])
