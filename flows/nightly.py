@@ -65,7 +65,9 @@ def nightly(
     )  # fmt: skip
     night = read_night(target, collection, model, failed, len(parts))
     title = f"Inspection of {collection}"
-    report = write_report(target.uri, run_id, model, {collection: []}, title, night.notice, night.first_part)
+    report = write_report(
+        target.uri, run_id, model, {collection: []}, title, night.notice, night.first_part, len(parts)
+    )
     mlflow_run = log_night(target, collection, model, run_id, night)
     summary = NightSummary(
         run_id, collection, source, model.uri, night.state, night.message, len(night.rows), night.scored,

@@ -179,10 +179,10 @@ def rank_maps(
         for start in range(0, len(known), MASKS_AT_ONCE):
             some = known.iloc[start : start + MASKS_AT_ONCE]
             masks = readers.map(truth, some["mask_uri"])
-            for mask, anomaly_map in zip(masks, maps_of(some["image_id"], grids, config), strict=True):
+            for (mask, stored), anomaly_map in zip(masks, maps_of(some["image_id"], grids, config), strict=True):
                 ranking.add(mask, anomaly_map)
                 bootstrap.add(mask, anomaly_map)
-                digest.update(np.packbits(mask).tobytes())
+                digest.update(stored)
         return ranking.result(), bootstrap.draws(), digest.hexdigest()
 
 
@@ -198,10 +198,12 @@ def with_truth(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(masked | (rows["label"] == 0)) & masked.groupby(rows["class_name"]).transform("any")]
 
 
-def ground_truth(mask_uri: Any, size: int) -> np.ndarray:
+def ground_truth(mask_uri: Any, size: int) -> tuple[np.ndarray, bytes]:
+    """(size, size) bool, and a digest of the mask as it is stored: that of two models' evaluations is the same."""
     if pd.isna(mask_uri):
-        return np.zeros((size, size), bool)
-    return preprocess_mask(read_mask(mask_uri), size)
+        return np.zeros((size, size), bool), b""
+    mask = read_mask(mask_uri)
+    return preprocess_mask(mask, size), hashlib.sha256(repr(mask.size).encode() + mask.tobytes()).digest()
 
 
 # --- from the store ---------------------------------------------------------------------------------------------------

@@ -167,8 +167,8 @@ def write_features(folder: Path, rows: list[dict[str, Any]], backbone: Backbone,
             for row, image in zip(slices[number], images, strict=True):
                 if isinstance(image, UnreadableImage) and image.kind in PASSING:
                     raise InputError(
-                        f"training needs {row['uri']}, which cannot be read now ({image}): repair that, or, where it was "
-                        "deleted or changed, run `anomalyclip ingest` again, which notes it"
+                        f"training needs {row['uri']}, which cannot be read now ({image}): repair that; where it was "
+                        "deleted or changed, `anomalyclip ingest` notes it; a broken link has to go"
                     )
                 if isinstance(image, UnreadableImage):
                     log.warning("left out of training: %s (%s)", row["uri"], image)

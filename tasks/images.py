@@ -19,7 +19,7 @@ DOCUMENT_SUFFIXES = {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}  # Pillow knows the
 SUFFIXES = frozenset(Image.registered_extensions()) - DOCUMENT_SUFFIXES | UNREADABLE_SUFFIXES
 FORMATS = sorted(set(Image.OPEN) - {"EPS"})  # Pillow hands PostScript to an interpreter
 HUGE = 16_000_000  # pixels; larger images are handled one at a time, or the threads that read need all memory
-LARGE = 32_000_000  # bytes; larger objects are read one at a time, for the same reason
+LARGE = 32_000_000  # bytes; of larger objects a few are in memory at a time, for the same reason
 LARGEST = 8 * 2 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes: as many pixels as Pillow decodes, 16 bits of four channels
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
 
@@ -101,10 +101,10 @@ def alone_if_huge(pixels: int, lock: threading.Lock = _decoding) -> AbstractCont
     return lock if pixels > HUGE else nullcontext()
 
 
-_reading = threading.Lock()
+_reading = threading.BoundedSemaphore(3)
 
 
-def alone_if_large(size: int) -> AbstractContextManager[Any]:
+def few_if_large(size: int) -> AbstractContextManager[Any]:
     """What to hold while an object of so many bytes is in memory."""
     return _reading if size > LARGE else nullcontext()
 

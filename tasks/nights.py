@@ -131,11 +131,11 @@ class Night:
 
 
 def read_night(store: Store, collection: str, model: ModelVersion, failed: str | None, parts: int) -> Night:
-    """All of the first parts of the manifest that this model has scored and no complete night has told of."""
+    """All of the manifest's first parts that this model has scored and no complete night has told of; what came while it
+    ran is for the next."""
     path = night_path(collection, model)
     told = int(json.loads(store.read(*path))["manifest_parts"]) if store.exists(*path) else 0
-    rows = read_outline(store, collection, model, told)
-    rows = rows[rows["part"] < parts]  # what came while it ran is for the next
+    rows = read_outline(store, collection, model, told, parts)
     return Night(rows, compare_with_reference(store, collection, model, rows), failed, told)
 
 

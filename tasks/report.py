@@ -81,15 +81,17 @@ def write_report(
     title: str,
     notice: str = "",
     first_part: int = 0,
+    end: int | None = None,
 ) -> str:
     """Write the page over the named collections, with their metrics where there are any; returns its URI.
 
-    notice: what must not be missed, above everything; first_part: of the manifest, where only newer ones are shown.
+    notice: what must not be missed, above everything; first_part, end: of the manifest's parts those from the one on and
+    before the other are shown.
     """
     target = Store(store)
     with bundle_folder(target, model) as folder:
         config = read_bundle_config(folder)
-    rows = outline_of(target, list(metrics), model, first_part)
+    rows = outline_of(target, list(metrics), model, first_part, end)
     listed = named(with_rest(target, list(metrics), model, first_rows(rows)))
     pictures = make_pictures(target, listed, model, config, first_part)
     page = render(title, notice, run_id, model, config, rows, metrics, page_data(listed, pictures))
@@ -100,9 +102,11 @@ def write_report(
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def outline_of(store: Store, collections: list[str], model: ModelVersion, first_part: int) -> pd.DataFrame:
+def outline_of(
+    store: Store, collections: list[str], model: ModelVersion, first_part: int, end: int | None = None
+) -> pd.DataFrame:
     """The outline of tasks.scored in the order of the page, with `collection`, `state`, and `group`: the class, as shown."""
-    frames = [read_outline(store, name, model, first_part).assign(collection=name) for name in collections]
+    frames = [read_outline(store, name, model, first_part, end).assign(collection=name) for name in collections]
     rows = pd.concat(frames, ignore_index=True)
     decided = rows["decision"].fillna("undecided")
     rows["state"] = pd.Categorical(decided.where(rows["error_kind"].isna(), "unreadable"), STATES)

@@ -20,10 +20,14 @@ FACTS = ["image_id", "size", "label", "defect_type", "mask_uri"]
 READERS = 16  # threads, of which each has one part in memory
 
 
-def read_outline(store: Store, collection: str, model: ModelVersion, first_part: int = 0) -> pd.DataFrame:
-    """A row a current image of the manifest parts from this number on: OUTLINE and `part`, in the manifest's order."""
+def read_outline(
+    store: Store, collection: str, model: ModelVersion, first_part: int = 0, end: int | None = None
+) -> pd.DataFrame:
+    """A row a current image of the manifest parts from first_part on, before `end`: OUTLINE and `part`, in the manifest's
+    order."""
     folder = scores_folder(collection, model.partition)
-    scores = read_scores(store, folder, later_parts(store, folder, first_part), OUTLINE)
+    names = [name for name in later_parts(store, folder, first_part) if end is None or part_number(name) < end]
+    scores = read_scores(store, folder, names, OUTLINE)
     current = pa.concat_tables(stream_manifest(store, collection, ["image_id"]))["image_id"]
     places = pc.index_in(current, value_set=scores["image_id"].combine_chunks())  # the first of each
     return scores.take(places.drop_null()).to_pandas()

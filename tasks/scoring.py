@@ -37,7 +37,7 @@ from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
 from tasks.errors import InputError
-from tasks.images import LARGEST, UnreadableImage, alone_if_huge, alone_if_large, count_pixels, decode_image, viewed
+from tasks.images import LARGEST, UnreadableImage, alone_if_huge, count_pixels, decode_image, few_if_large, viewed
 from tasks.layouts import read_version
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder, read_part, stream_manifest
 from tasks.progress import advance
@@ -271,6 +271,12 @@ class Output:
     def is_committed(self, shard: Shard) -> bool:
         return self.store.exists(*scores_folder(self.collection, self.partition), part_name(shard))
 
+    def committed(self, shard: Shard) -> ScoredShard:
+        """What a shard came to that another run has scored, or a worker that died before it could say so."""
+        folder, columns = scores_folder(self.collection, self.partition), ["error_kind", "decision"]
+        part = read_parquet(self.store, *folder, part_name(shard), columns=columns)
+        return summarise(shard, part.to_pylist())
+
     def settle_precision(self) -> None:
         """Raises OtherScores where the first shard of all is of another: of runs that begin together one goes on."""
         first = first_precision(self.store.uri, self.collection, self.partition, self.precision)
@@ -323,9 +329,8 @@ def _load_detector(store: str, model: ModelVersion, precision: str) -> Detector 
 
 def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) -> ScoredShard:
     """Score one shard and write its masks, then its maps, then its scores; nothing where another run was first."""
-    nothing = ScoredShard(shard.name, 0, {}, {})
     if output.is_committed(shard):
-        return nothing
+        return output.committed(shard)
     rows = read_shard(output.store, output.collection, shard)
     scored, maps, masks = [], [], dict[str, bytes]()
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
@@ -342,13 +347,17 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
         check_source(output, scored)
         output.settle_precision()
         if output.is_committed(shard):
-            return nothing
+            return output.committed(shard)
         for _ in writers.map(output.write_mask, masks, masks.values()):
             pass
     output.write_maps(shard, to_parquet(to_table(maps, MAPS)))
     table = to_table(scored, SCORES.with_metadata({"precision": output.precision}))
     output.commit_scores(shard, to_parquet(table))
-    return ScoredShard(shard.name, len(rows), count_values(scored, "error_kind"), count_values(scored, "decision"))
+    return summarise(shard, scored)
+
+
+def summarise(shard: Shard, scored: list[dict[str, Any]]) -> ScoredShard:
+    return ScoredShard(shard.name, len(scored), count_values(scored, "error_kind"), count_values(scored, "decision"))
 
 
 def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
@@ -361,9 +370,9 @@ def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
     missing = [row for row in scored if row.get("error_kind") == "missing"]
     if len(missing) < 2:
         return
-    read = next((row for row in scored if row.get("error_kind") is None), None)
-    if read and not is_there(read["uri"]):
-        raise FileNotFoundError(f"{read['uri']} was there and is not any more: is the source in reach?")
+    other = next((row for row in scored if row.get("error_kind") != "missing"), None)
+    if other and not is_there(other["uri"]):
+        raise FileNotFoundError(f"{other['uri']} was there and is not any more: is the source in reach?")
     if len(missing) < len(scored) or bucket_answers(scored[0]["uri"]):
         return
     ids = pa.array([row["image_id"] for row in scored])
@@ -383,11 +392,12 @@ def is_there(uri: str) -> bool:
 def bucket_answers(uri: str) -> bool:
     """Whether a store, not a disk, says that it has the bucket: then what it does not have there is gone."""
     filesystem, path = open_filesystem(uri)
-    return not isinstance(filesystem, LocalFileSystem) and bool(filesystem.exists(path.partition("/")[0]))
+    bucket = path.partition("/")[0]
+    return not isinstance(filesystem, LocalFileSystem) and bool(bucket) and bool(filesystem.exists(bucket))
 
 
 def count_values(rows: list[dict[str, Any]], column: str) -> dict[str, int]:
-    return dict(sorted(Counter(row[column] for row in rows if column in row).items()))
+    return dict(sorted(Counter(value for row in rows if (value := row.get(column)) is not None).items()))
 
 
 @dataclass(frozen=True)
@@ -459,7 +469,7 @@ def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImag
             "too_large", f"the object has {row['size']:,} bytes, the most that is read is {LARGEST:,}"
         )
     try:
-        with alone_if_large(row["size"]):
+        with few_if_large(row["size"]):
             return prepare_pixels(read_version(row), image_size)
     except UnreadableImage as error:
         return error

@@ -202,14 +202,16 @@ class Store:
             raise InputError(f"nothing can be written to the store {self.uri}: {error}") from error
 
     def exists(self, *parts: str) -> bool:
-        """Whether there is an object of this name, which is never empty."""
+        """Whether there is an object of this name."""
         path = self.path(*parts)
         if split_protocol(self.uri)[0] not in S3:
             return bool(self.fs.exists(path))
+        bucket, key, _ = self.fs.split_path(path)
         try:  # s3fs also lists where there is none, which costs as much as a write
-            return len(self.fs.cat_file(path, start=0, end=1)) == 1
+            self.fs.call_s3("head_object", Bucket=bucket, Key=key)
         except FileNotFoundError:
             return False
+        return True
 
     def find(self, *parts: str, suffix: str = "") -> list[str]:
         """Paths of all objects below a folder, relative to it, sorted; empty where there is no such folder."""

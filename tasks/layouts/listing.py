@@ -29,8 +29,22 @@ def list_objects(filesystem: Any, root: str) -> Iterator[tuple[str, Info]]:
     """
     if hasattr(filesystem, "call_s3"):
         yield from bucket_objects(filesystem, root)
+    elif isinstance(filesystem, LocalFileSystem):
+        begin = identity(root)
+        yield from folder_objects(filesystem, root, "")
+        if begin != identity(root):  # as a file system that is unmounted: what was not listed is not deleted
+            raise InputError(f"the source {root!r} went away while it was listed")
     else:
         yield from folder_objects(filesystem, root, "")
+
+
+def identity(folder: str) -> tuple[int, int] | None:
+    """Of what is at this place now, None where nothing is."""
+    try:
+        found = os.stat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def is_hidden(name: str) -> bool:
@@ -110,15 +124,15 @@ def folder_objects(filesystem: Any, root: str, above: str) -> Iterator[tuple[str
                 yield from folder_objects(filesystem, root, above + name)
             elif info["type"] in ("file", "link"):
                 yield above + name, info
-    except (FileNotFoundError, NotADirectoryError) as error:  # it vanished meanwhile, or never was
-        if above and not filesystem.exists(root):
-            raise InputError(f"the source {root!r} went away while it was listed") from error
+    except (FileNotFoundError, NotADirectoryError):
+        return  # it vanished meanwhile, or never was
 
 
 def local_children(filesystem: LocalFileSystem, folder: str) -> Iterator[tuple[str, Info]]:
     """Names, those of folders with a slash, in order, and facts."""
     with os.scandir(folder) as entries:
-        names = sorted(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries)
+        seen = (entry for entry in entries if not is_hidden(entry.name))
+        names = sorted(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in seen)
     for name in names:
         try:
             yield name, {} if name.endswith("/") else filesystem.info(f"{folder}/{name}")

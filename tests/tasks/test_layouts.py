@@ -294,16 +294,20 @@ def test_a_file_that_cannot_be_looked_at_ends_the_listing(
         read_layout(str(tmp_path), "flat", "parts")
 
 
+@pytest.mark.parametrize("second", ["b.png", "deep/b.png"])
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
 def test_a_source_that_goes_away_while_it_is_listed_is_not_a_shorter_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    second: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / "line", "a.png", "deep/b.png")
+    write(tmp_path / "line", "a.png", second)
     info = LocalFileSystem.info
 
     def unmount(self: LocalFileSystem, path: str, **options: Any) -> Any:
         found = info(self, path, **options)
         if path.endswith("a.png"):
             (tmp_path / "line").rename(tmp_path / "away")
+            if left != "nothing":
+                (tmp_path / "line").mkdir()
         return found
 
     monkeypatch.setattr(LocalFileSystem, "info", unmount)

@@ -256,7 +256,7 @@ def test_a_shard_that_another_run_has_committed_meanwhile_is_not_written_over(
     monkeypatch.setattr("tasks.scoring.mask_png", lambda _: b"ours")
     late = score_shard.fn(target.uri, "parts", model, pending[0], "fp32")
     later = score_shard.fn(target.uri, "parts", model, pending[0], "fp32")
-    assert late == later == ScoredShard(pending[0].name, 0, {}, {})
+    assert late == later == ScoredShard(pending[0].name, 10, {}, {})
     assert sum(name.startswith("masks/") for name in first) == 10
     assert written(target) == first
 

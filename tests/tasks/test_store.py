@@ -67,7 +67,23 @@ def test_a_store_that_cannot_create_is_asked_before_it_is_written_to(
     monkeypatch.setattr(*((store.fs, "pipe_file") if real else ("tasks.store.os.link",)), refuse)
     assert store.create(b"one", "claim")
     assert not store.create(b"two", "claim")
-    assert (store.read("claim"), store.find()) == (b"one", ["claim"])
+    assert store.create(b"", "empty")
+    assert not store.create(b"", "empty")
+    assert (store.read("claim"), store.find()) == (b"one", ["claim", "empty"])
+
+
+def test_a_refused_write_of_what_is_there_is_no_failure(s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As servers say it whose answer names no condition."""
+    store = Store("s3://photos/store")
+    store.write(b"", "claim")
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EINVAL, "PreconditionFailed")
+
+    monkeypatch.setattr(store.fs, "pipe_file", refuse)
+    assert not store.create(b"", "claim")
+    with pytest.raises(OSError, match="PreconditionFailed"):
+        store.create(b"", "another")
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
