@@ -137,8 +137,12 @@ def test_an_address_that_fails_costs_no_other_image_its_answer(scored: Scored) -
 
 def test_without_thresholds_nothing_is_decided(scored: Scored) -> None:
     answer = load(scored).predict(pd.DataFrame({"image": [str(scored.folder / "a.png")]}))
-    assert answer[["decision", "threshold", "p_value", "mask"]].isna().all(axis=None)
-    assert answer["regions"][0] == []
+    assert answer[["decision", "threshold", "p_value"]].isna().all(axis=None)
+    detector = open_detector(scored.registered.store, scored.registered.model)
+    _, grids = detector.score_grids(detector.preprocess(photo(0, *PHOTOS["a.png"])).unsqueeze(0))
+    exceeds = map_at(grids[0], *PHOTOS["a.png"], 96, 4.0) > 0.5  # the mask is that of half the scale
+    assert sum(region["area"] for region in answer["regions"][0]) == exceeds.sum()
+    assert (answer["mask"][0] is not None) == exceeds.any()
 
 
 def test_thresholds_are_those_of_the_class_that_is_named(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
