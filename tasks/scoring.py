@@ -364,24 +364,25 @@ def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
     """FileNotFoundError where the source of several missing images seems to be out of reach: a row would say for ever that
     its image was missing.
 
-    It seems so where images that were read a moment ago are missing, too; and where none of the shard can be found, though
-    no ingest has noted that they were deleted and no bucket answers for them.
+    It seems so where nothing of the shard can be found, what was read a moment ago included, though no ingest has noted that
+    it was deleted and no bucket answers for it.
     """
     missing = [row for row in scored if row.get("error_kind") == "missing"]
-    if len(missing) < 2:
+    if len(missing) < 2 or bucket_answers(missing[0]["uri"]):
         return
     other = next((row for row in scored if row.get("error_kind") != "missing"), None)
-    if other and not is_there(other["uri"]):
-        raise FileNotFoundError(f"{other['uri']} was there and is not any more: is the source in reach?")
-    if len(missing) < len(scored) or bucket_answers(scored[0]["uri"]):
+    if other and is_there(other["uri"]):
         return
-    ids = pa.array([row["image_id"] for row in scored])
+    ids = pa.array([row["image_id"] for row in [*missing, *([other] if other else [])]])
     current = stream_manifest(output.store, output.collection, ["image_id"])
-    if any(pc.any(pc.is_in(ids, table["image_id"])).as_py() for table in current):
-        raise FileNotFoundError(
-            f"none of the {len(scored)} images can be found, {scored[0]['uri']} the first: is their source "
-            "in reach? `anomalyclip ingest` notes which were deleted"
-        )
+    if not any(pc.any(pc.is_in(ids, table["image_id"])).as_py() for table in current):
+        return
+    if other:
+        raise FileNotFoundError(f"{other['uri']} was there and is not any more: is the source in reach?")
+    raise FileNotFoundError(
+        f"none of the {len(scored)} images can be found, {scored[0]['uri']} the first: is their source "
+        "in reach? `anomalyclip ingest` notes which were deleted"
+    )
 
 
 def is_there(uri: str) -> bool:

@@ -254,8 +254,8 @@ def grid(f: Frame, a: float, b: float, columns: int, rows: int) -> tuple[Array, 
     """Coordinates u, v (S, S) from the middle of the nearest cell of a table of half sides a, b, and the cell's number."""
     parts = []
     for w, half, n in ((f.u, a, columns), (f.v, b, rows)):
-        place_in = np.clip(np.floor((w + half) * n / (2 * half)), 0, n - 1)
-        parts.append((w - (-half + (2 * place_in + 1) * half / n), place_in))
+        index = np.clip(np.floor((w + half) * n / (2 * half)), 0, n - 1)
+        parts.append((w - (-half + (2 * index + 1) * half / n), index))
     (u, column), (v, row) = parts
     return u, v, (row * columns + column).astype(int)
 
