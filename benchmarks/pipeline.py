@@ -196,7 +196,7 @@ def empty_tasks(count: int) -> float:
 
     from tasks.registry import CHAMPION_URI, resolve_model
     from tasks.retries import DELAYS, JITTER, RETRIES, transient
-    from tasks.scoring import ScoredShard, Shard
+    from tasks.shards import ScoredShard, Shard
     from tasks.store import Store
 
     @task(

@@ -31,7 +31,7 @@ from tasks.nights import FAILED, NightSummary, announce_drift, log_night, read_n
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.report import write_report
 from tasks.runs import new_run_id
-from tasks.scoring import SHARD_SIZE, OtherScores
+from tasks.shards import SHARD_SIZE, OtherScores
 from tasks.store import Store, default_store
 
 LONGEST = 20 * 3600.0  # seconds: a night that hangs ends before the next one

@@ -29,16 +29,8 @@ from tasks.manifest import digest_of, existing_parts
 from tasks.progress import progress, stopping
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.runs import new_run_id, write_run_record
-from tasks.scoring import (
-    SHARD_SIZE,
-    ScoredShard,
-    Shard,
-    ShardFailure,
-    check_done,
-    not_committed,
-    plan_shards,
-    score_shard,
-)
+from tasks.scoring import score_shard
+from tasks.shards import SHARD_SIZE, ScoredShard, Shard, ShardFailure, check_done, not_committed, plan_shards
 from tasks.store import Store, default_store
 
 WAITING = 4  # shards a worker that are submitted: each costs memory in Prefect until it is done

@@ -25,7 +25,7 @@ from tasks.grids import stored_grids
 from tasks.manifest import FACTS_PART, digest_of, existing_parts, stream_manifest
 from tasks.registry import ModelVersion, bundle_folder
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.scoring import check_bundle, later_parts, part_number, scores_folder
+from tasks.shards import check_bundle, later_parts, part_number, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, in_blocks, read_parquet, to_parquet
 from tasks.thresholds import (

@@ -38,7 +38,7 @@ from tasks.manifest import Manifest, labelled_test_rows, read_manifest, records
 from tasks.pictures import image_and_heat, side_by_side
 from tasks.registry import ModelVersion, bundle_folder, tracked_run
 from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.scoring import check_bundle, scores_folder
+from tasks.shards import check_bundle, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts, to_parquet
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import InputError
 from tasks.registry import ModelVersion
-from tasks.scoring import later_parts, scores_folder
+from tasks.shards import later_parts, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS
 

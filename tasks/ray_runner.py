@@ -34,7 +34,8 @@ from tasks.errors import InputError
 from tasks.progress import advance
 from tasks.registry import configured_tracking_uri
 from tasks.retries import may_pass
-from tasks.scoring import ScoredShard, Shard, ShardFailure, score_shard
+from tasks.scoring import score_shard
+from tasks.shards import ScoredShard, Shard, ShardFailure
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 if "RAY_ADDRESS" not in os.environ:  # all of these are read when Ray is imported

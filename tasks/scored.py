@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from tasks.manifest import nullable, stream_manifest
 from tasks.registry import ModelVersion
-from tasks.scoring import later_parts, part_number, scores_folder
+from tasks.shards import later_parts, part_number, scores_folder
 from tasks.store import Store
 from tasks.tables import BATCH, SCORES, count_rows, read_parquet
 

@@ -24,7 +24,7 @@ from models.detector import DetectorConfig
 from models.prompts import PromptLearner
 from tasks.evaluation import EvaluatedClass, evaluate_class, save_pixel_draws, with_truth
 from tasks.registry import ModelVersion, register_bundle, tracked_run, use_tracking
-from tasks.scoring import scores_folder
+from tasks.shards import scores_folder
 from tasks.store import Store
 from tasks.tables import read_parquet, to_parquet
 

@@ -16,7 +16,8 @@ from tasks.manifest import ingest_source, manifest_folder
 from tasks.nights import compare_with_reference, read_night
 from tasks.registry import ModelVersion
 from tasks.scored import read_outline, read_rest
-from tasks.scoring import ScoredShard, plan_shards, score_shard, scores_folder
+from tasks.scoring import score_shard
+from tasks.shards import ScoredShard, plan_shards, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts
 from tasks.thresholds import bundle_calibration, find_calibration

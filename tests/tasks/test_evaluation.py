@@ -32,7 +32,8 @@ from tasks.evaluation import (
 )
 from tasks.grids import read_grids
 from tasks.manifest import ingest_source, read_manifest
-from tasks.scoring import plan_shards, score_shard, scores_folder
+from tasks.scoring import score_shard
+from tasks.shards import plan_shards, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts
 from tests.memory import traced_peak

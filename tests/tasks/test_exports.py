@@ -18,7 +18,8 @@ from tasks.exports import ExportFormat, ExportSummary, export_collection
 from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion
 from tasks.scored import common_folder
-from tasks.scoring import plan_shards, score_shard, scores_folder
+from tasks.scoring import score_shard
+from tasks.shards import plan_shards, scores_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parquet, read_parts, to_parquet
 from tasks.thresholds import ClassThreshold, Thresholds, write_thresholds

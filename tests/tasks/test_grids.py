@@ -6,7 +6,7 @@ import pytest
 from tasks.errors import InputError
 from tasks.grids import read_grids, spilled_grids
 from tasks.registry import ModelVersion
-from tasks.scoring import scores_folder
+from tasks.shards import scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, to_parquet, to_table
 

@@ -78,7 +78,7 @@ MAKE_NIGHT = """
 import sys
 import pyarrow as pa
 from tasks.manifest import manifest_folder
-from tasks.scoring import scores_folder
+from tasks.shards import scores_folder
 from tasks.store import Store
 from tasks.tables import MANIFEST, SCORES, to_parquet
 

@@ -29,7 +29,8 @@ from tasks.report import (
     within,
     write_report,
 )
-from tasks.scoring import plan_shards, score_shard
+from tasks.scoring import score_shard
+from tasks.shards import plan_shards
 from tasks.store import Store
 from tests.tasks.conftest import photo
 

@@ -15,7 +15,8 @@ from models.detector import bundle_digest
 from tasks.manifest import image_id, ingest_source, list_parts, manifest_folder
 from tasks.registry import ModelVersion
 from tasks.report import write_report
-from tasks.scoring import plan_shards, score_shard, scores_folder
+from tasks.scoring import score_shard
+from tasks.shards import plan_shards, scores_folder
 from tasks.store import Store
 from tasks.tables import MANIFEST, SCORES, read_parquet, to_parquet, to_table
 from tests.flows.conftest import free_port, serving

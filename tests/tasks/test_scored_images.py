@@ -14,7 +14,7 @@ from models.maps import map_at
 from tasks import scoring
 from tasks.images import LARGEST
 from tasks.manifest import ingest_source, read_manifest, records
-from tasks.scoring import scores_folder
+from tasks.shards import scores_folder
 from tasks.tables import MAPS, read_parts
 from tests.tasks.conftest import photo, write_photos
 from tests.tasks.test_images import BAD

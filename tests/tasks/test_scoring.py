@@ -14,17 +14,8 @@ import pytest
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion
-from tasks.scoring import (
-    ScoredShard,
-    Shard,
-    check_done,
-    load_pixels,
-    mask_png,
-    part_name,
-    plan_shards,
-    score_shard,
-    scores_folder,
-)
+from tasks.scoring import load_pixels, mask_png, score_shard
+from tasks.shards import ScoredShard, Shard, check_done, part_name, plan_shards, scores_folder
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
 from tests.tasks.conftest import write_photos

@@ -24,8 +24,9 @@ from models.maps import map_at
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.registry import CHAMPION_URI, open_detector, use_tracking
-from tasks.scoring import plan_shards, score_shard, scores_folder
+from tasks.scoring import score_shard
 from tasks.served import IMAGE_ROOTS, SERVING, THRESHOLDS, is_below
+from tasks.shards import plan_shards, scores_folder
 from tasks.store import Store, read_uri
 from tasks.tables import SCORES, read_parts
 from tasks.thresholds import ClassThreshold, Thresholds, write_thresholds
