@@ -4,6 +4,7 @@ S3 is listed in pages of 1,000 keys, a few ranges of keys at a time, two pages o
 names, any other store the listing of one folder and of those above it.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,8 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import InputError
+
+log = logging.getLogger(__name__)
 
 PAGE = 1000  # keys, the most that S3 gives
 RANGES = 8  # of keys, listed at the same time: more wait for the processor that reads the answers
@@ -124,6 +127,8 @@ def folder_objects(filesystem: Any, root: str, above: str) -> Iterator[tuple[str
                 yield from folder_objects(filesystem, root, above + name)
             elif info["type"] in ("file", "link"):
                 yield above + name, info
+            elif info.get("islink"):
+                log.warning("%s/%s%s is a link to a folder: what is below it is left out", root, above, name)
     except (FileNotFoundError, NotADirectoryError):
         return  # it vanished meanwhile, or never was
 
@@ -131,7 +136,7 @@ def folder_objects(filesystem: Any, root: str, above: str) -> Iterator[tuple[str
 def local_children(filesystem: LocalFileSystem, folder: str) -> Iterator[tuple[str, Info]]:
     """Names, those of folders with a slash, in order, and facts."""
     with os.scandir(folder) as entries:
-        seen = (entry for entry in entries if not is_hidden(entry.name))
+        seen = (entry for entry in entries if not is_hidden(entry.name) and entry.name != "lost+found")
         names = sorted(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in seen)
     for name in names:
         try:

@@ -1,8 +1,10 @@
 """Objects of a folder or a bucket as its store lists them, and the bytes of the version that was listed."""
 
+import errno
 import hashlib
 import io
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from tasks.layouts.listing import list_objects
 from tasks.store import open_filesystem
 
 RANGE = 65_536  # bytes: the least that is read of an object, and nearly always what its header is in
+NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)  # links in a circle or through a file, names with escapes
 NORMAL_NAMES = frozenset({"good", "normal", "ok"})
 
 
@@ -83,6 +86,11 @@ class Source:
     def objects(self) -> Mapping[str, StoredObject]:
         """All objects by name, in the order of names."""
         return {found.name: found for found in sorted(self, key=attrgetter("name"))}
+
+    @cached_property
+    def composed(self) -> Mapping[str, StoredObject]:
+        """All objects by their names in NFC: some archives hold a name in another form than the table that names it."""
+        return {unicodedata.normalize("NFC", name): found for name, found in self.objects.items()}
 
     def images(self) -> Iterator[StoredObject]:
         return (found for found in self.objects.values() if is_image(found))
@@ -179,6 +187,10 @@ def reasons(filesystem: Any) -> Iterator[None]:
         if not isinstance(filesystem, LocalFileSystem) and not is_archived(error):
             raise  # that is the credentials, not this object
         raise UnreadableImage("unreadable", str(error)) from error
+    except OSError as error:
+        if not isinstance(filesystem, LocalFileSystem) or error.errno not in NO_FILE:
+            raise
+        raise UnreadableImage("missing", f"the name leads to no file: {error.strerror}") from None
 
 
 def is_archived(error: PermissionError) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 from tasks.errors import InputError
 from tasks.layouts.source import NORMAL_NAMES, Entry, Source, StoredObject, has_suffix, open_source
 from tasks.store import open_filesystem, read_uri
+
+UNKNOWN = {"", "unknown", "unlabeled", "unlabelled", "null", "n/a", "nan", "?"}
+NORMAL = {"0", "0.0", "false", "no", "negative", "pass", "passed", "healthy"} | NORMAL_NAMES
+ANOMALOUS = {"1", "1.0", "true", "yes", "positive", "fail", "failed", "bad", "defect", "defective"}
+ANOMALOUS |= {"anomaly", "anomalous", "abnormal"}
 
 # --- the layout `labels` ----------------------------------------------------------------------------------------------
 
@@ -88,16 +94,17 @@ def parse_label(value: Any, file: str) -> tuple[int | None, str | None]:
     if not isinstance(value, str | int | float | None):
         raise InputError(f"{file!r} has the label {value!r}: a label is a word, 0 or 1")
     word = "" if value is None else str(value).strip()
-    if word == "":
+    if word.lower() in UNKNOWN:
         return None, None
-    if word.lower() in {"0", "0.0", "false"} | NORMAL_NAMES:
+    if word.lower() in NORMAL:
         return 0, None
-    if word.lower() in {"1", "1.0", "true", "anomaly", "anomalous", "abnormal", "defect", "defective", "bad"}:
+    if word.lower() in ANOMALOUS:
         return 1, None
-    try:
-        float(word)
-    except ValueError:
-        return 1, word
+    if word.lower() != "none":  # of no defect, or not known?
+        try:
+            float(word)
+        except ValueError:
+            return 1, word
     raise InputError(f"{file!r} has the label {word!r}: use 0 for normal, 1 for anomalous, or the name of the state")
 
 
@@ -106,7 +113,7 @@ def referenced(name: str, source: Source, file: str) -> StoredObject:
     relative = PurePosixPath(name.replace("\\", "/"))
     if relative.is_absolute() or ".." in relative.parts or "://" in name:
         raise InputError(f"{file!r} names {name!r}, which points outside {source.uri!r}")
-    found = source.objects.get(str(relative))
+    found = source.objects.get(str(relative)) or source.composed.get(unicodedata.normalize("NFC", str(relative)))
     if found is None:
         raise InputError(f"{file!r} names {name!r}, which does not exist in {source.uri!r}")
     return found

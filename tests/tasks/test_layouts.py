@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,25 @@ def test_labels_may_be_one_object_of_image_and_label(tmp_path: Path) -> None:
     assert facts(entries) == {"a.png": ("parts", None, 0, None), "b.png": ("parts", None, 1, "bent")}
 
 
+@pytest.mark.parametrize(
+    ("word", "label", "kind"),
+    [("unknown", None, None), ("N/A", None, None), ("no", 0, None), ("Healthy", 0, None), ("pass", 0, None),
+     ("yes", 1, None), ("FAIL", 1, None), ("cold solder", 1, "cold solder")],
+)  # fmt: skip
+def test_words_in_the_place_of_labels(tmp_path: Path, word: str, label: int | None, kind: str | None) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "labels.json").write_text(json.dumps({"a.png": word}))
+    _, entries = read_layout(str(tmp_path), "labels", "parts")
+    assert facts(entries) == {"a.png": ("parts", None, label, kind)}
+
+
+def test_a_table_names_a_file_whose_accents_are_written_in_another_way(tmp_path: Path) -> None:
+    write(tmp_path, unicodedata.normalize("NFD", "größe.png"))
+    (tmp_path / "labels.json").write_text(json.dumps({unicodedata.normalize("NFC", "größe.png"): 1}))
+    _, (entry,) = read_layout(str(tmp_path), "labels", "parts")
+    assert (entry.object.name, entry.label) == (unicodedata.normalize("NFD", "größe.png"), 1)
+
+
 def test_labels_in_another_encoding_or_in_two_files_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "labels.csv").write_bytes("image,label\ngröße.png,0\n".encode("cp1252"))
@@ -222,6 +242,27 @@ def test_a_name_that_is_no_utf8_is_listed_with_escapes_and_found_missing(tmp_pat
     assert odd.uri.encode("utf-8") == f"file://{tmp_path}/\\udcff.png".encode()
     with pytest.raises(UnreadableImage, match="missing"):
         read(odd)
+
+
+def test_links_that_lead_nowhere_and_names_too_long_for_their_escapes_are_found_missing(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "through.png").symlink_to("a.png/b.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + b"\xff" * 60 + b".png")).write_bytes(b"png")
+    _, entries = read_layout(str(tmp_path), "flat", "parts")
+    odd = [entry.object for entry in entries if entry.object.name != "a.png"]
+    assert len(odd) == 3
+    for found in odd:
+        with pytest.raises(UnreadableImage, match="missing: the name leads to no file"):
+            read(found)
+
+
+def test_folders_that_are_no_part_of_a_source_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "source/a.png", "source/lost+found/#12.png", "elsewhere/b.png")
+    (tmp_path / "source/linked").symlink_to("../elsewhere")
+    _, entries = read_layout(str(tmp_path / "source"), "flat", "parts")
+    assert [entry.object.name for entry in entries] == ["a.png"]
+    assert f"{tmp_path}/source/linked is a link to a folder" in caplog.text
 
 
 def test_what_was_listed_is_told_from_what_is_there_now(tmp_path: Path) -> None:
