@@ -1,6 +1,7 @@
 """What the demo inspects: generated objects with exact masks, and real photographs of solar cells from `elpv-dataset`."""
 
 import io
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -23,22 +24,38 @@ FIRST_SEED = 10_000_000  # far from the seeds of pre-training
 def generate_images(store: str, split: str, per_family: int) -> str:
     """Write generated images of a split's families in MVTec's layout, half of them damaged; returns the source's URI.
 
-    Every image is of a scene of its own. What exists is not written again: the same arguments give the same bytes.
+    Every image is of a scene of its own; the same arguments give the same bytes.
     """
-    folder = f"demo/{split}-{per_family}"
+    folder = DemoFolder(Store(store), f"demo/{split}")
     jobs = [(family, number) for family in SPLIT[split] for number in range(per_family)]
-    target = Store(store)
-    existing = set(target.find(folder))
 
-    def write(job: tuple[str, int]) -> None:
-        for name, pixels in generated_files(*job).items():
-            if name not in existing:
-                target.write(png(pixels), folder, name)
+    def write(job: tuple[str, int]) -> list[str]:
+        files = generated_files(*job)
+        for name, pixels in files.items():
+            folder.write(name, png(pixels))
         advance()
+        return list(files)
 
     with progress(f"generate {split}", len(jobs)), ThreadPoolExecutor(2) as pool:
-        list(pool.map(write, jobs))
-    return target.uri_of(folder)
+        return folder.keep(name for names in pool.map(write, jobs) for name in names)
+
+
+class DemoFolder:
+    """Files of the demo in the store. What is there already is not written again: another demo ingests nothing new."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self.existing = set(store.find(name))
+
+    def write(self, file: str, data: bytes) -> None:
+        if file not in self.existing or self.store.read(self.name, file) != data:
+            self.store.write(data, self.name, file)
+
+    def keep(self, files: Iterable[str]) -> str:
+        """Remove what another demo, of more images, has left; returns the folder's URI."""
+        for file in self.existing.difference(files):
+            self.store.fs.rm_file(self.store.path(self.name, file))
+        return self.store.uri_of(self.name)
 
 
 def generated_files(family: str, number: int) -> dict[str, np.ndarray]:
@@ -61,20 +78,15 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 @task(name="copy solar cells", cache_policy=NO_CACHE)
-def copy_solar_cells(store: str, per_label: int, seed: int = 0) -> str:
-    """Write photographs of functional and of defective solar cells (ELPV, both labels certain) to `good` and `defective`.
-
-    What exists is not written again, so that another demo on the same store ingests nothing new.
-    """
-    folder, target = f"demo/solar-cells-{per_label}", Store(store)
-    rng, existing = np.random.default_rng(seed), set(target.find(folder))
+def copy_solar_cells(store: str, per_label: int) -> str:
+    """Write photographs of functional and of defective solar cells (ELPV, both labels certain) to `good` and `defective`."""
+    folder, rng, names = DemoFolder(Store(store), "demo/solar-cells"), np.random.default_rng(0), list[str]()
     for label, certainty in (("good", 0.0), ("defective", 1.0)):
         cells = solar_cell_files(certainty)
         for number in rng.choice(len(cells), min(per_label, len(cells)), replace=False):
-            file = cells[number]
-            if f"{label}/{file.name}" not in existing:
-                target.write(file.read_bytes(), folder, label, file.name)
-    return target.uri_of(folder)
+            names.append(f"{label}/{cells[number].name}")
+            folder.write(names[-1], cells[number].read_bytes())
+    return folder.keep(names)
 
 
 def solar_cell_files(certainty: float) -> list[Path]:

@@ -44,6 +44,17 @@ def test_what_exists_is_not_written_again_and_what_is_lost_comes_back_the_same(g
     assert [path.stat().st_mtime_ns == before[path][0] for path in files] == [False] + [True] * (len(files) - 1)
 
 
+def test_a_smaller_demo_takes_away_what_a_larger_one_left_and_mends_what_differs(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    folder = Path(generate_images.fn(store.uri, "held_out", 3).removeprefix("file://"))
+    first, third = (folder / f"gear/test/good/000{number}.png" for number in (0, 2))
+    before = first.read_bytes()
+    first.write_bytes(b"of another version")
+    generate_images.fn(store.uri, "held_out", 2)
+    assert first.read_bytes() == before
+    assert not third.exists()
+
+
 def test_images_are_of_scenes_of_their_own() -> None:
     flawless = [next(iter(generated_files("leather", number).values())) for number in (0, 2)]
     assert not np.array_equal(*flawless)
