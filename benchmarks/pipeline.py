@@ -191,18 +191,14 @@ def written(client: Any, kind: str) -> list[str]:
 def empty_tasks(count: int) -> float:
     """Milliseconds a task that does nothing, run as the shards are."""
     from prefect import flow, task
-    from prefect.cache_policies import NO_CACHE
     from prefect.task_runners import ThreadPoolTaskRunner
 
     from tasks.registry import CHAMPION_URI, resolve_model
-    from tasks.retries import DELAYS, JITTER, RETRIES, transient
+    from tasks.retries import RETRIED
     from tasks.shards import ScoredShard, Shard
     from tasks.store import Store
 
-    @task(
-        task_run_name="{shard.name}", cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=DELAYS,
-        retry_jitter_factor=JITTER, retry_condition_fn=transient,
-    )  # fmt: skip
+    @task(task_run_name="{shard.name}", **RETRIED)
     def nothing(store: str, collection: str, model: Any, shard: Shard, precision: str) -> ScoredShard:  # noqa: ARG001
         return ScoredShard(shard.name, 0, {}, {})
 

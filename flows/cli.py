@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, terminate)
     try:
         for value in vars(arguments).values():
-            if isinstance(value, str):
-                refuse_credentials(value)  # before Prefect keeps it as a parameter
+            for text in strings_in(value):
+                refuse_credentials(text)  # before Prefect keeps it as a parameter
         prepare_environment(arguments.store)
         silence_input_errors()
         start_prefect_server()
@@ -72,6 +72,15 @@ def debugging() -> bool:
     return os.environ.get("PREFECT_LOGGING_LEVEL") == "DEBUG"
 
 
+def strings_in(value: Any) -> Iterator[str]:
+    """An argument's strings: it is one, or a list of them or of pairs."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from strings_in(item)
+
+
 def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
 
@@ -103,7 +112,11 @@ def prepare_environment(store: str) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
-        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # its database fails without the folder
+        prefect_home = os.environ["PREFECT_HOME"]
+        try:
+            Path(prefect_home).mkdir(parents=True, exist_ok=True)  # its database fails without the folder
+        except OSError as error:
+            raise InputError(f"Prefect's folder {prefect_home} cannot be made: {error.strerror}") from error
     warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted in multiple ways")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)

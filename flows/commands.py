@@ -91,12 +91,15 @@ def run_import_checkpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def run_score(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from flows.score import score
+    from flows.score import ShardsFailed, score
 
-    s = score(
-        arguments.collection, arguments.model, arguments.workers, arguments.shard_size, arguments.precision,
-        arguments.runner, arguments.worker_cpus, arguments.worker_gpus, store=arguments.store,
-    )  # fmt: skip
+    try:
+        s = score(
+            arguments.collection, arguments.model, arguments.workers, arguments.shard_size, arguments.precision,
+            arguments.runner, arguments.worker_cpus, arguments.worker_gpus, store=arguments.store,
+        )  # fmt: skip
+    except ShardsFailed as failed:
+        raise Refused(str(failed), failed.summary) from failed
     if not s.scored:
         return s, f"{s.collection}: nothing to score, {s.model} has a row for each of {s.images} versions of images"
     unreadable = "".join(f", {count} {kind}" for kind, count in s.unreadable.items())
@@ -206,7 +209,7 @@ def run_rollback(arguments: argparse.Namespace) -> tuple[Any, str]:
     from flows.rollback import rollback
 
     s = rollback(store=arguments.store)
-    return s, f"{s.model} is the champion again, instead of {s.left}"
+    return s, f"{s.model} is the champion again{f', instead of {s.left}' if s.left else ''}"
 
 
 def run_calibrate(arguments: argparse.Namespace) -> tuple[Any, str]:

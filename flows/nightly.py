@@ -1,7 +1,8 @@
 """Nightly: ingest, score with the champion, decide, report: what the schedule runs.
 
 There is one deployment of this flow a collection, which runs one at a time. Steps that touch the store are tried again by
-their tasks; the night as a whole is not, for whatever is committed stays and the next run goes on with it.
+their tasks; the night as a whole is not, for whatever is committed stays and the next run goes on with it. What Prefect's
+page shows comes last: it alone can be done without.
 """
 
 import time
@@ -63,20 +64,20 @@ def nightly(
         collection=collection, model=model.uri, workers=workers, shard_size=shard_size, precision=precision,
         runner=runner, worker_cpus=worker_cpus, worker_gpus=worker_gpus, store=target.uri,
     )  # fmt: skip
-    night = read_night(target, collection, model, failed, len(parts))
+    night = read_night(target.uri, collection, model, failed, parts)
     title = f"Inspection of {collection}"
     report = write_report(
         target.uri, run_id, model, {collection: []}, title, night.notice, night.first_part, len(parts)
     )
-    mlflow_run = log_night(target, collection, model, run_id, night)
+    mlflow_run = log_night(target.uri, collection, model, run_id, night)
     summary = NightSummary(
         run_id, collection, source, model.uri, night.state, night.message, len(night.rows), night.scored,
         night.anomalous, night.undecided, night.unreadable, night.moved, failed, night.classes,
         round(time.monotonic() - started, 2), digest_of(parts), len(parts), report, mlflow_run,
     )  # fmt: skip
-    publish_night(target, model, night, summary)
     announce_drift(summary)
-    record_night(target, model, summary)
+    record_night(target.uri, model, summary)
+    publish_night(target.uri, model, night, summary)
     return end_state(summary)
 
 

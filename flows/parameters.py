@@ -27,7 +27,9 @@ CollectionNames = Annotated[list[str], parameter("labelled collections to learn 
 LayoutName = Annotated[Layout, parameter("how names tell class and label")]
 Probe = Annotated[bool, parameter("open every image, decode small ones: fills in sizes, finds unreadable images")]
 Split = Annotated[str | None, parameter("leave out images of other splits; those without a split stay")]
-Model = Annotated[str, parameter("models:/NAME@ALIAS, models:/NAME/VERSION or a bundle folder")]
+Model = Annotated[
+    str, parameter("models:/NAME@ALIAS, models:/NAME/VERSION, baselines:/NAME/VERSION or a bundle folder")
+]
 Workers = Annotated[int, parameter("shards at the same time", ge=1)]
 ShardSize = Annotated[int, parameter("images a shard", ge=1)]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"], parameter("of the model; fp32 is the exact one")]

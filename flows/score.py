@@ -30,7 +30,16 @@ from tasks.progress import progress, stopping
 from tasks.registry import CHAMPION_URI, resolve_model
 from tasks.runs import new_run_id, write_run_record
 from tasks.scoring import score_shard
-from tasks.shards import SHARD_SIZE, ScoredShard, Shard, ShardFailure, check_done, not_committed, plan_shards
+from tasks.shards import (
+    SHARD_SIZE,
+    ScoredShard,
+    Shard,
+    ShardFailure,
+    check_done,
+    model_folder,
+    not_committed,
+    plan_shards,
+)
 from tasks.store import Store, default_store
 
 WAITING = 4  # shards a worker that are submitted: each costs memory in Prefect until it is done
@@ -59,6 +68,14 @@ class ScoreSummary:
     seconds: float
     manifest_digest: str
     scores: str
+
+
+class ShardsFailed(RuntimeError):
+    """Some shards are not scored; summary: what the others came to."""
+
+    def __init__(self, sentence: str, summary: ScoreSummary) -> None:
+        super().__init__(sentence)
+        self.summary = summary
 
 
 @flow(name="score", flow_run_name="score {collection}")
@@ -106,14 +123,15 @@ def score(
     summary = ScoreSummary(
         new_run_id(), collection, version.uri, precision, images, scored, images - left, anomalous, dict(unreadable),
         len(done), failed, round(time.monotonic() - started, 2), digest_of(parts),
-        target.uri_of("collections", collection, "scores", f"model={version.partition}"),
+        target.uri_of(*model_folder(collection, version.partition)),
     )  # fmt: skip
     write_run_record(target, collection, "score", summary)
     publish_table("score", collection, [table_row(summary)], f"{collection}, {version.uri}")
     if failed:
-        raise RuntimeError(
+        raise ShardsFailed(
             f"{len(failed)} of {len(pending)} shards of {collection!r} failed, the others are committed; run the same "
-            f"command to try again. The first failure: {failed[0].name}: {failed[0].reason}"
+            f"command to try again. The first failure: {failed[0].name}: {failed[0].reason}",
+            summary,
         )
     return summary
 

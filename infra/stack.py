@@ -117,7 +117,7 @@ def main() -> int:
 
 def run(stack: Stack, supervisor: Supervisor, database_only: bool) -> None:
     for name, port in asdict(stack.ports).items():
-        if listens(port)():
+        if listens(port)() and (name == "database" or not database_only):
             raise ChildError(f"something listens on port {port} already: choose another by --{name}-port")
     if database_only:
         start_database(stack, supervisor)

@@ -4,6 +4,7 @@ Names and labels are hostile: in Markdown every character of theirs that could m
 """
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -31,8 +32,10 @@ def publish_links(step: str, collection: str, links: Mapping[str, str]) -> None:
 
 
 def artifact_key(*words: str) -> str:
-    """Prefect allows lowercase letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower())
+    """Prefect allows lowercase letters, digits and dashes: what it allows nothing of gets a checksum."""
+    whole = "-".join(words)
+    key = re.sub(r"[^a-z0-9]+", "-", whole.lower())
+    return key if whole.isascii() else f"{key.rstrip('-')}-{zlib.crc32(whole.encode()):08x}"
 
 
 def as_text(value: str) -> str:

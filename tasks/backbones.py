@@ -1,7 +1,6 @@
 """Backbones by SPEC: `embedded`, or `<open_clip model>:<tag, path or URI>`; weights behind a URI are fetched once."""
 
 import hashlib
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +11,7 @@ from models.backbone import Backbone, check_layers, load_backbone
 from models.embedded import DPAM_LAYERS, IMAGE_SIZE, embedded_config
 from models.weights import EMBEDDED, check_plain_vit, model_config
 from tasks.errors import InputError
-from tasks.store import CACHE, open_filesystem
+from tasks.store import CACHE, open_filesystem, replacing
 
 MapDefinition = Literal["last", "multi-layer"]
 
@@ -109,11 +108,6 @@ def fetch(uri: str) -> Path:
         raise InputError(f"the weights {uri!r} do not exist") from None
     local = CACHE / "weights" / hashlib.sha256(version.encode()).hexdigest()[:16] / path.rpartition("/")[2]
     if not local.exists():
-        local.parent.mkdir(parents=True, exist_ok=True)
-        partial = local.with_name(f"{local.name}.{secrets.token_hex(4)}.tmp")
-        try:
+        with replacing(local) as partial:
             filesystem.get_file(path, str(partial))
-            partial.replace(local)
-        finally:
-            partial.unlink(missing_ok=True)
     return local

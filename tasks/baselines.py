@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from models.baselines import baseline_config
-from models.detector import bundle_digest, read_bundle_config, write_bundle_config
+from models.detector import bundle_digest, write_bundle_config
 from models.weights import EMBEDDED
 from tasks.backbones import make_geometry, open_backbone
 from tasks.errors import InputError
@@ -12,7 +12,7 @@ from tasks.registry import (
     BASELINES,
     CHAMPION_URI,
     ModelVersion,
-    bundle_folder,
+    bundle_config,
     champion_version,
     resolve_model,
     use_tracking,
@@ -42,6 +42,5 @@ def champions_backbone(store: Store) -> tuple[str, int]:
     """Backbone spec and image size of the champion, those of the embedded backbone where there is none."""
     if champion_version(use_tracking(store)) is None:
         return EMBEDDED, make_geometry(EMBEDDED).image_size
-    with bundle_folder(store, resolve_model(store, CHAMPION_URI)) as folder:
-        config = read_bundle_config(folder)
+    config = bundle_config(store, resolve_model(store, CHAMPION_URI))
     return config.backbone, config.image_size

@@ -15,17 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from models.conformal import conformal_threshold, smallest_reference
-from models.detector import DetectorConfig, read_bundle_config
+from models.detector import DetectorConfig
 from models.maps import upsample
 from tasks.errors import InputError
 from tasks.grids import stored_grids
 from tasks.manifest import FACTS_PART, digest_of, existing_parts, stream_manifest
-from tasks.registry import ModelVersion, bundle_folder
-from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.shards import check_bundle, later_parts, part_number, scores_folder
+from tasks.registry import ModelVersion, bundle_config
+from tasks.retries import RETRIED
+from tasks.shards import check_bundle, later_parts, model_folder, part_number
 from tasks.store import Store
 from tasks.tables import SCORES, in_blocks, read_parquet, to_parquet
 from tasks.thresholds import (
@@ -59,10 +58,7 @@ class CalibrateSummary:
     nights: int | None = None
 
 
-@task(
-    name="calibrate", task_run_name="calibrate {collection}", cache_policy=NO_CACHE,
-    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
-)  # fmt: skip
+@task(name="calibrate", task_run_name="calibrate {collection}", **RETRIED)
 def calibrate_collection(
     store: str, collection: str, model: ModelVersion, rate: float, nights: int | None = None
 ) -> CalibrateSummary:
@@ -76,8 +72,7 @@ def calibrate_collection(
     target = Store(store)
     parts = existing_parts(target, collection)
     first_part = first_part_of(parts, nights)
-    with bundle_folder(target, model) as folder:
-        config = read_bundle_config(folder)
+    config = bundle_config(target, model)
     reference = read_reference(target, collection, model, config, first_part)
     counts = {str(name): int(count) for name, count in reference["class_name"].value_counts().sort_index().items()}
     needed = smallest_reference(rate)
@@ -138,7 +133,7 @@ def read_reference(
 ) -> pd.DataFrame:
     """image_id, class_name, score and the highest value of the map, of the scored images of manifest parts from first_part
     on that are current and not known to be anomalous."""
-    folder, columns = scores_folder(collection, model.partition), ["image_id", "class_name", "score", "bundle_digest"]
+    folder, columns = model_folder(collection, model.partition), ["image_id", "class_name", "score", "bundle_digest"]
     tables = [read_parquet(store, *folder, name, columns=columns) for name in later_parts(store, folder, first_part)]
     scores = pa.concat_tables([SCORES.empty_table().select(columns), *tables])
     check_bundle(collection, model, scores["bundle_digest"])

@@ -7,6 +7,7 @@ for the bootstrap (models.pixel_intervals) has to know their range before.
 
 import hashlib
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -21,9 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
-from models.detector import DetectorConfig, read_bundle_config
+from models.detector import DetectorConfig
 from models.intervals import RESAMPLES, Draws, Interval, bootstrap_image_metrics, interval
 from models.maps import upsample
 from models.metrics import image_metrics
@@ -34,11 +34,11 @@ from tasks.errors import InputError
 from tasks.figures import Curves, save_histogram
 from tasks.grids import spilled_grids
 from tasks.images import UnreadableImage, read_mask
-from tasks.manifest import Manifest, labelled_test_rows, read_manifest, records
+from tasks.manifest import Manifest, labelled_test_rows, manifest_folder, read_manifest, records
 from tasks.pictures import image_and_heat, side_by_side
-from tasks.registry import ModelVersion, bundle_folder, tracked_run
-from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.shards import check_bundle, scores_folder
+from tasks.registry import ModelVersion, bundle_config, tracked_run
+from tasks.retries import RETRIED
+from tasks.shards import check_bundle, model_folder
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts, to_parquet
 
@@ -209,15 +209,11 @@ def ground_truth(mask_uri: Any, size: int) -> tuple[np.ndarray, bytes]:
 # --- from the store ---------------------------------------------------------------------------------------------------
 
 
-@task(
-    name="evaluate", task_run_name="evaluate {collection}", cache_policy=NO_CACHE,
-    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
-)  # fmt: skip
+@task(name="evaluate", task_run_name="evaluate {collection}", **RETRIED)
 def evaluate_collection(store: str, collection: str, model: ModelVersion) -> tuple[list[ClassMetrics], str]:
     """Metrics by class with their mean last, and the MLflow run that they were logged to."""
-    with bundle_folder(Store(store), model) as folder:
-        config = read_bundle_config(folder)
-    return log_evaluation(Store(store), collection, model, config)
+    target = Store(store)
+    return log_evaluation(target, collection, model, bundle_config(target, model))
 
 
 def log_evaluation(
@@ -253,13 +249,19 @@ def log_evaluation(
 
 
 def labelled_rows(manifest: Manifest) -> pd.DataFrame:
-    """Labelled rows of the manifest; InputError where there are none."""
+    """Labelled rows of the manifest of which none is of a split but `test`; InputError where there are none."""
     labelled = labelled_test_rows(manifest.rows)
-    if labelled.empty:
+    if not labelled.empty:
+        return labelled
+    others = manifest.rows.loc[manifest.rows["label"].notna(), "split"].dropna().unique()
+    if len(others):
         raise InputError(
-            f"the collection {manifest.collection!r} has no labels: ingest it with a layout that has them (folders, mvtec)"
+            f"all labelled images of {manifest.collection!r} are of the split {', '.join(map(repr, others))}: only those of "
+            "'test', or of none, are evaluated"
         )
-    return labelled
+    raise InputError(
+        f"the collection {manifest.collection!r} has no labels: ingest it with a layout that has them (folders, mvtec)"
+    )
 
 
 def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.DataFrame:
@@ -269,7 +271,7 @@ def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.Dat
     name, and where none could be read.
     """
     labelled = labelled_rows(manifest)
-    folder = scores_folder(manifest.collection, model.partition)
+    folder = model_folder(manifest.collection, model.partition)
     scores = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score", "bundle_digest"])
     check_bundle(manifest.collection, model, scores["bundle_digest"])
     found = scores.select(["image_id", "score"]).to_pandas().drop_duplicates("image_id")
@@ -336,13 +338,17 @@ def bounds(row: ClassMetrics) -> dict[str, float | None]:
 
 
 def metric_name(class_name: str) -> str:
-    """MLflow allows 250 letters, digits and some signs in a metric's name, and no path that leads to another name."""
+    """MLflow allows 250 letters, digits and some signs in a metric's name, and no path that leads to another name.
+
+    What had to be changed ends in a checksum of the name, so that no two classes share a metric.
+    """
     allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in class_name[:200])
-    return "/".join(part if part.strip(".") else "_" for part in allowed.split("/"))
+    name = "/".join(part if part.strip(".") else "_" for part in allowed.split("/"))
+    return name if name == class_name else f"{name}-{zlib.crc32(class_name.encode()):08x}"
 
 
 def log_dataset(store: Store, manifest: Manifest) -> None:
-    source = store.uri_of("collections", manifest.collection, "manifest")
+    source = store.uri_of(*manifest_folder(manifest.collection))
     rows = manifest.rows[FACTS].astype({"label": float})  # MLflow's schema has no integers with nulls
     dataset = mlflow.data.pandas_dataset.from_pandas(
         rows, source=source, name=manifest.collection, digest=manifest.digest

@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,18 +27,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
-from models.detector import read_bundle_config
 from models.regions import label_regions
 from tasks.errors import InputError
 from tasks.images import UnreadableImage, alone_if_huge, count_pixels, decode_image, peek_header
 from tasks.layouts import open_version
 from tasks.progress import advance, progress
-from tasks.registry import ModelVersion, bundle_folder
-from tasks.retries import DELAYS, JITTER, RETRIES, transient
+from tasks.registry import ModelVersion, bundle_config
+from tasks.retries import RETRIED
 from tasks.rle import compress_counts, run_lengths
 from tasks.scored import count_scored, stream_scored
+from tasks.shards import model_folder
 from tasks.store import Store, read_uri
 
 ExportFormat = Literal["coco", "label-studio", "lookout"]
@@ -86,10 +85,7 @@ class Item(NamedTuple):
         return float(region["peak"]) / self.peak_scale
 
 
-@task(
-    name="export", task_run_name="export {collection}", cache_policy=NO_CACHE,
-    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
-)  # fmt: skip
+@task(name="export", task_run_name="export {collection}", **RETRIED)
 def export_collection(
     store: str, collection: str, model: ModelVersion, format: ExportFormat, output: str | None = None
 ) -> ExportSummary:
@@ -98,8 +94,7 @@ def export_collection(
         raise InputError(f"there is no format {format!r}: choose one of {', '.join(get_args(ExportFormat))}")
     source = Store(store)
     folder, name = destination(source, collection, model, format, output)
-    with bundle_folder(source, model) as bundle:
-        peak_scale = float(len(read_bundle_config(bundle).feature_layers))
+    peak_scale = float(len(bundle_config(source, model).feature_layers))
     counts: Counter[str] = Counter()
     rows = counted(stream_scored(source, collection, model), counts)
     total = count_scored(source, collection, model)
@@ -121,7 +116,7 @@ def destination(
 ) -> tuple[Store, str]:
     """The folder and the name of the file; by default a place in the store."""
     if output is None:
-        return Store(store.uri_of("collections", collection, "exports", f"model={model.partition}")), FILES[format]
+        return Store(store.uri_of(*model_folder(collection, model.partition, "exports"))), FILES[format]
     remote = "://" in output
     folder, _, name = (output if remote else str(Path(output).absolute())).rpartition("/")
     if not name or output.endswith("/") or folder.endswith(":/") or (not remote and Path(output).is_dir()):
@@ -162,17 +157,30 @@ def encode_row(row: Row, encode: Callable[[Item], Row], peak_scale: float) -> Ro
         item = without_mask(row, peak_scale)
         with alone_if_huge(item.size[0] * item.size[1] if item.size else 0):
             return encode(item)
-    data = read_written_mask(row["mask_uri"])
-    with alone_if_huge(count_pixels(data)):
-        mask = np.asarray(decode_image(data)) > 0
+    with written_mask(row["mask_uri"]) as mask:
         return encode(Item(row, mask, (mask.shape[0], mask.shape[1]), peak_scale))
 
 
-def read_written_mask(uri: str) -> bytes:
+@contextmanager
+def written_mask(uri: str) -> Iterator[NDArray[np.bool_]]:
+    """A mask (H, W) that scoring wrote; no other large image is held meanwhile."""
     try:
-        return read_uri(uri)
+        data = read_uri(uri)
+        pixels = count_pixels(data)
     except FileNotFoundError:
         raise InputError(f"the mask {uri} was removed from the store: its image cannot be exported") from None
+    except UnreadableImage as error:
+        raise InputError(damaged_mask(uri, error)) from error
+    with alone_if_huge(pixels):
+        try:
+            mask = np.asarray(decode_image(data)) > 0
+        except UnreadableImage as error:
+            raise InputError(damaged_mask(uri, error)) from error
+        yield mask
+
+
+def damaged_mask(uri: str, error: UnreadableImage) -> str:
+    return f"the mask {uri} is damaged ({error}): delete the scores of its model, and score again"
 
 
 def without_mask(row: Row, peak_scale: float) -> Item:

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from models.backbone import Backbone
 from models.detector import resolve_device
@@ -33,7 +32,7 @@ from tasks.errors import InputError
 from tasks.images import UnreadableImage, read_mask
 from tasks.manifest import labelled_test_rows, read_manifest, records
 from tasks.progress import advance, progress
-from tasks.retries import DELAYS, JITTER, RETRIES, transient
+from tasks.retries import RETRIED
 from tasks.scoring import READERS, Pixels, read_ahead
 from tasks.store import CACHE, Store
 
@@ -43,10 +42,7 @@ ABANDONED = 86_400  # seconds
 PASSING = ("missing", "changed", "unreadable")  # what keeps an image from being read today and not tomorrow
 
 
-@task(
-    name="compute features", cache_policy=NO_CACHE,
-    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
-)  # fmt: skip
+@task(name="compute features", **RETRIED)
 def compute_features(store: str, collections: list[str], backbone: str, geometry: Geometry) -> str:
     """Run the vision tower once over the labelled images; returns the key of the cached features."""
     material = training_material(Store(store), collections)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import InputError
 from tasks.registry import ModelVersion
-from tasks.shards import later_parts, scores_folder
+from tasks.shards import later_parts, model_folder
 from tasks.store import Store
 from tasks.tables import MAPS
 
@@ -24,7 +24,7 @@ def stored_grids(
 
     first_part: of the manifest; the images lie in none before it.
     """
-    folder, wanted = scores_folder(collection, model.partition, "maps"), set(images)
+    folder, wanted = model_folder(collection, model.partition, "maps"), set(images)
     for part in later_parts(store, folder, first_part):
         if not wanted:
             return

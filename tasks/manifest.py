@@ -22,14 +22,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import InputError
 from tasks.images import Header, UnreadableImage, peek_header, read_header, read_mask
 from tasks.known import DELETED, HEADER, Known, current_tables, read_known
 from tasks.layouts import RANGE, Entry, open_version, read_version, stream_layout
 from tasks.progress import advance, progress
-from tasks.retries import DELAYS, JITTER, RETRIES, transient
+from tasks.retries import RETRIED
 from tasks.store import Store
 from tasks.tables import MANIFEST, ROW_GROUP, in_blocks, read_parquet, to_parquet, to_table
 
@@ -139,10 +138,7 @@ def to_row(entry: Entry) -> dict[str, Any]:
     }
 
 
-@task(
-    name="ingest", task_run_name="ingest {collection}", cache_policy=NO_CACHE,
-    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
-)  # fmt: skip
+@task(name="ingest", task_run_name="ingest {collection}", **RETRIED)
 def ingest_source(
     store: str, collection: str, source: str, layout: str, probe: bool, split: str | None = None
 ) -> IngestSummary:

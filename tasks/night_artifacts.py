@@ -6,8 +6,8 @@ The pictures are small and lie in the artifact itself, so that whoever may look 
 from typing import Any
 
 import pandas as pd
+from prefect import task
 
-from models.detector import read_bundle_config
 from tasks.artifacts import as_text, publish_links, publish_markdown, publish_table
 from tasks.grids import read_grids
 from tasks.images import UnreadableImage
@@ -15,7 +15,8 @@ from tasks.manifest import records
 from tasks.nights import Night, NightSummary
 from tasks.pictures import data_uri, image_and_heat
 from tasks.progress import watched
-from tasks.registry import ModelVersion, bundle_folder, mlflow_links
+from tasks.registry import ModelVersion, bundle_config, mlflow_links
+from tasks.retries import RETRIED
 from tasks.scored import read_rest
 from tasks.store import Store
 
@@ -23,13 +24,14 @@ HIGHEST = 6  # images that are shown
 SIDE = 224  # pixels, their longer side
 
 
-def publish_night(store: Store, model: ModelVersion, night: Night, summary: NightSummary) -> None:
+@task(name="publish night", **RETRIED)
+def publish_night(store: str, model: ModelVersion, night: Night, summary: NightSummary) -> None:
     if watched():
-        name = summary.collection
+        target, name = Store(store), summary.collection
         publish_table("nightly", name, table_rows(summary), f"{name}, {summary.model}: {summary.message}")
-        shown = highest_images(store, name, model, night)
+        shown = highest_images(target, name, model, night)
         publish_markdown("nightly", name, "highest", shown, "The highest scores of the night")
-        links = {"report": summary.report} | mlflow_links(store, model, summary.mlflow_run)
+        links = {"report": summary.report} | mlflow_links(target, model, summary.mlflow_run)
         publish_links("nightly", name, links)
 
 
@@ -53,8 +55,7 @@ def highest_images(store: Store, collection: str, model: ModelVersion, night: Ni
     scored: pd.DataFrame = night.rows[night.rows["score"].notna()]
     highest = scored.sort_values("score", ascending=False, kind="stable").head(HIGHEST)
     highest = read_rest(store, collection, model, highest)
-    with bundle_folder(store, model) as folder:
-        config = read_bundle_config(folder)
+    config = bundle_config(store, model)
     grids = read_grids(store, collection, model, highest["image_id"], night.first_part)
     lines = ["| image | abnormal probability | score | decision | class | name |", "|---|---|---|---|---|---|"]
     for row in records(highest):

@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass
 
 import mlflow
 import pandas as pd
+from prefect import task
 from prefect.events import emit_event
 
 from models.drift import Drift, find_drift
+from tasks.manifest import digest_of
 from tasks.progress import watched
 from tasks.registry import ModelVersion, tracked_run
+from tasks.retries import RETRIED
 from tasks.runs import write_run_record
 from tasks.scored import read_outline
 from tasks.store import Store
@@ -130,13 +133,24 @@ class Night:
         return "; ".join(part for part in parts if part)
 
 
-def read_night(store: Store, collection: str, model: ModelVersion, failed: str | None, parts: int) -> Night:
-    """All of the manifest's first parts that this model has scored and no complete night has told of; what came while it
-    ran is for the next."""
+@task(name="read night", **RETRIED)
+def read_night(store: str, collection: str, model: ModelVersion, failed: str | None, parts: tuple[str, ...]) -> Night:
+    """All of these first parts of the manifest that this model has scored and no complete night has told of; what came while
+    it ran is for the next."""
+    target = Store(store)
+    told = parts_told(target, collection, model, parts)
+    rows = read_outline(target, collection, model, told, len(parts))
+    return Night(rows, compare_with_reference(target, collection, model, rows), failed, told)
+
+
+def parts_told(store: Store, collection: str, model: ModelVersion, parts: tuple[str, ...]) -> int:
+    """How many of the parts the last complete night has told of; 0 where it told of another manifest, since lost."""
     path = night_path(collection, model)
-    told = int(json.loads(store.read(*path))["manifest_parts"]) if store.exists(*path) else 0
-    rows = read_outline(store, collection, model, told, parts)
-    return Night(rows, compare_with_reference(store, collection, model, rows), failed, told)
+    if not store.exists(*path):
+        return 0
+    record = json.loads(store.read(*path))
+    told = int(record["manifest_parts"])
+    return told if digest_of(parts[:told]) == record["manifest_digest"] else 0
 
 
 def night_path(collection: str, model: ModelVersion) -> tuple[str, ...]:
@@ -166,10 +180,11 @@ def announce_drift(summary: NightSummary) -> None:
         )  # fmt: skip
 
 
-def log_night(store: Store, collection: str, model: ModelVersion, run_id: str, night: Night) -> str:
+@task(name="log night", **RETRIED)
+def log_night(store: str, collection: str, model: ModelVersion, run_id: str, night: Night) -> str:
     """The night as an MLflow run, so that nights can be compared there; returns its id."""
     params = {"collection": collection, "model": model.uri, "bundle_digest": model.digest, "run_id": run_id}
-    with tracked_run(store, f"nightly {collection}", params) as mlflow_run:
+    with tracked_run(Store(store), f"nightly {collection}", params) as mlflow_run:
         mlflow.log_metrics(
             {"images": len(night.rows), "scored": night.scored, "anomalous": night.anomalous,
              "undecided": night.undecided, "unreadable": sum(night.unreadable.values()),
@@ -178,9 +193,11 @@ def log_night(store: Store, collection: str, model: ModelVersion, run_id: str, n
         return mlflow_run
 
 
-def record_night(store: Store, model: ModelVersion, summary: NightSummary) -> None:
+@task(name="record night", **RETRIED)
+def record_night(store: str, model: ModelVersion, summary: NightSummary) -> None:
     """Write the run record; of a night in which nothing failed, the next one does not tell again."""
-    write_run_record(store, summary.collection, "nightly", summary)
+    target = Store(store)
+    write_run_record(target, summary.collection, "nightly", summary)
     if summary.failed is None:
         told = json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n"
-        store.write(told.encode(), *night_path(summary.collection, model))
+        target.write(told.encode(), *night_path(summary.collection, model))

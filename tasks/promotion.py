@@ -37,10 +37,10 @@ from tasks.store import Store
 
 @dataclass(frozen=True)
 class RollbackSummary:
-    """model: the champion now; left: the one before the rollback."""
+    """model: the champion now; left: the one before the rollback, None where there was none."""
 
     model: str
-    left: str
+    left: str | None
 
 
 @task(name="promote", task_run_name="promote {candidate.version}", cache_policy=NO_CACHE)
@@ -63,22 +63,26 @@ def promote_version(store: str, candidate: ModelVersion, gate: Gate, force: bool
 
 @task(name="rollback", cache_policy=NO_CACHE)
 def rollback_champion(store: str) -> RollbackSummary:
-    """Make the version champion that was it before the present one; raises InputError where there is none left."""
+    """Make the version champion that was it before the present one; raises InputError where there is none left.
+
+    Where there is no champion, as after its version was deleted in MLflow, the last one that is left.
+    """
     client = use_tracking(Store(store))
     present = champion_version(client)
-    if present is None:
-        raise InputError(f"{MODEL_NAME} has no champion to roll back from")
     kept = {str(version.version) for version in client.search_model_versions(f"name = '{MODEL_NAME}'")}
     history = champions(client)
     while history and (history[-1] == present or history[-1] not in kept):
         history.pop()
     if not history:
-        raise InputError(f"no version was champion before version {present}: promote another one")
+        before = f"before version {present}" if present else "and is left"
+        raise InputError(f"no version was champion {before}: promote another one")
     set_champion(client, history)
-    tag(client, present, {"rolled_back": f"to version {history[-1]} {signature()}"})
-    tag(client, history[-1], {"restored": f"from version {present} {signature()}"})
+    if present:
+        tag(client, present, {"rolled_back": f"to version {history[-1]} {signature()}"})
+    restored = f"from version {present}" if present else "where there was no champion"
+    tag(client, history[-1], {"restored": f"{restored} {signature()}"})
     model = resolve_model(Store(store), f"models:/{MODEL_NAME}/{history[-1]}")
-    return RollbackSummary(model.uri, f"models:/{MODEL_NAME}/{present}")
+    return RollbackSummary(model.uri, f"models:/{MODEL_NAME}/{present}" if present else None)
 
 
 def champions(client: MlflowClient) -> list[str]:

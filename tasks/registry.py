@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from models import Detector, load_detector
 from models.baselines import Baseline
-from models.detector import bundle_digest, read_bundle_config, read_bundle_tensors
+from models.detector import DetectorConfig, bundle_digest, read_bundle_config, read_bundle_tensors
 from models.weights import first_sentence
 from tasks.backbones import open_backbone
 from tasks.errors import InputError
@@ -196,6 +196,8 @@ def find_version(client: MlflowClient, model: str) -> Any:
     name, separator, version = name.partition("/")
     if not separator:
         raise InputError(f"{model!r} must name a version or an alias: models:/NAME/VERSION or models:/NAME@ALIAS")
+    if version == "latest":
+        return max(client.search_model_versions(f"name = '{name}'"), key=lambda found: int(found.version))
     return client.get_model_version(name, version)
 
 
@@ -225,6 +227,11 @@ def bundle_folder(store: Store, model: ModelVersion) -> Iterator[Path]:
         if found != model.digest:
             raise InputError(f"the bundle of {model.uri} has SHA-256 {found[:16]}…, registered is {model.digest[:16]}…")
         yield local
+
+
+def bundle_config(store: Store, model: ModelVersion) -> DetectorConfig:
+    with bundle_folder(store, model) as folder:
+        return read_bundle_config(folder)
 
 
 def open_detector(

@@ -22,16 +22,15 @@ from jinja2 import Environment, select_autoescape
 from markupsafe import Markup
 from matplotlib import colormaps
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
-from models.detector import DetectorConfig, read_bundle_config
+from models.detector import DetectorConfig
 from tasks.evaluation import ClassMetrics
 from tasks.grids import read_grids
 from tasks.images import UnreadableImage
 from tasks.manifest import records
 from tasks.pictures import data_uri, heat_layer, probability_at, read_thumbnail, truth_outline
-from tasks.registry import ModelVersion, bundle_folder
-from tasks.retries import DELAYS, JITTER, RETRIES, transient
+from tasks.registry import ModelVersion, bundle_config
+from tasks.retries import RETRIED
 from tasks.scored import common_folder, read_outline, read_rest
 from tasks.store import Store
 
@@ -69,10 +68,7 @@ class ClassCounts:
     highest: float | None
 
 
-@task(
-    name="report", cache_policy=NO_CACHE,
-    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
-)  # fmt: skip
+@task(name="report", **RETRIED)
 def write_report(
     store: str,
     run_id: str,
@@ -89,8 +85,7 @@ def write_report(
     before the other are shown.
     """
     target = Store(store)
-    with bundle_folder(target, model) as folder:
-        config = read_bundle_config(folder)
+    config = bundle_config(target, model)
     rows = outline_of(target, list(metrics), model, first_part, end)
     listed = named(with_rest(target, list(metrics), model, first_rows(rows)))
     pictures = make_pictures(target, listed, model, config, first_part)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pyarrow as pa
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
 from prefect.tasks import exponential_backoff
@@ -31,3 +32,12 @@ def may_pass(error: Any) -> bool:
 def transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     """may_pass, as Prefect asks for it."""
     return may_pass(state.result(raise_on_failure=False))
+
+
+RETRIED: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": RETRIES,
+    "retry_delay_seconds": DELAYS,
+    "retry_jitter_factor": JITTER,
+    "retry_condition_fn": transient,
+}  # of every task that touches the store

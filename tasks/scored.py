@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from tasks.manifest import nullable, stream_manifest
 from tasks.registry import ModelVersion
-from tasks.shards import later_parts, part_number, scores_folder
+from tasks.shards import later_parts, model_folder, part_number
 from tasks.store import Store
 from tasks.tables import BATCH, SCORES, count_rows, read_parquet
 
@@ -25,7 +25,7 @@ def read_outline(
 ) -> pd.DataFrame:
     """A row a current image of the manifest parts from first_part on, before `end`: OUTLINE and `part`, in the manifest's
     order."""
-    folder = scores_folder(collection, model.partition)
+    folder = model_folder(collection, model.partition)
     names = [name for name in later_parts(store, folder, first_part) if end is None or part_number(name) < end]
     scores = read_scores(store, folder, names, OUTLINE)
     current = pa.concat_tables(stream_manifest(store, collection, ["image_id"]))["image_id"]
@@ -39,7 +39,7 @@ def read_rest(store: Store, collection: str, model: ModelVersion, rows: pd.DataF
     An image that has gone since the outline was read is left out. mask_uri is the mask that was written, mask_uri_truth the
     ground truth.
     """
-    folder, ids = scores_folder(collection, model.partition), pa.array(rows["image_id"], pa.string())
+    folder, ids = model_folder(collection, model.partition), pa.array(rows["image_id"], pa.string())
     parts = set(rows["part"])
     names = [name for name in store.find(*folder, suffix=".parquet") if part_number(name) in parts]
     scores = read_scores(store, folder, names, SCORES.names, ids).to_pandas().drop_duplicates("image_id")
@@ -70,7 +70,7 @@ def stream_scored(store: Store, collection: str, model: ModelVersion) -> Iterato
     """A row a current image, part by part, each once: the columns of SCORES, `size`, width and height where the manifest has
     them (both or none), and file_name, the URI below the folder that all images have in common."""
     images = CurrentImages(stream_manifest(store, collection, CurrentImages.COLUMNS))
-    folder = scores_folder(collection, model.partition)
+    folder = model_folder(collection, model.partition)
     for name in store.find(*folder, suffix=".parquet"):
         for batch in read_parquet(store, *folder, name, schema=SCORES).to_batches(BATCH):
             for row in batch.to_pylist():
@@ -125,7 +125,7 @@ class Column:
 
 def count_scored(store: Store, collection: str, model: ModelVersion) -> int:
     """Rows of all parts, those of images that are gone by now among them."""
-    folder = scores_folder(collection, model.partition)
+    folder = model_folder(collection, model.partition)
     return sum(count_rows(store, *folder, name) for name in store.find(*folder, suffix=".parquet"))
 
 

@@ -7,6 +7,7 @@ precision it was scored: one model scores one collection in one precision.
 """
 
 import io
+import os
 import threading
 import zlib
 from collections import Counter, deque
@@ -26,7 +27,6 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from threadpoolctl import ThreadpoolController
 
 from models import Detector
@@ -41,18 +41,18 @@ from tasks.layouts import read_version
 from tasks.manifest import read_part, stream_manifest
 from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
-from tasks.retries import DELAYS, JITTER, RETRIES, transient
+from tasks.retries import RETRIED
 from tasks.shards import (
     ScoredShard,
     Shard,
     check_precision,
     first_precision,
+    model_folder,
     part_name,
-    scores_folder,
 )
 from tasks.store import Store, open_filesystem
 from tasks.tables import MAPS, SCORES, read_parquet, to_parquet, to_table
-from tasks.thresholds import Calibration, find_calibration
+from tasks.thresholds import Calibration, cut_at, decide, find_calibration
 
 READERS = 16  # threads that read and decode ahead of the model
 WRITERS = 8  # threads that cut and write masks behind it
@@ -110,17 +110,17 @@ class Output:
 
     def cut_at(self, class_name: str) -> float:
         """Where the map of an image of this class is cut."""
-        return self.calibration.pixel(class_name, self.map_threshold) if self.calibration else self.map_threshold
+        return cut_at(self.calibration, class_name, self.map_threshold)
 
     def decide(self, class_name: str, score: float) -> dict[str, Any]:
-        return self.calibration.decide(class_name, score) if self.calibration else {}
+        return decide(self.calibration, class_name, score)
 
     def is_committed(self, shard: Shard) -> bool:
-        return self.store.exists(*scores_folder(self.collection, self.partition), part_name(shard))
+        return self.store.exists(*model_folder(self.collection, self.partition), part_name(shard))
 
     def committed(self, shard: Shard) -> ScoredShard:
         """What a shard came to that another run has scored, or a worker that died before it could say so."""
-        folder, columns = scores_folder(self.collection, self.partition), ["error_kind", "decision"]
+        folder, columns = model_folder(self.collection, self.partition), ["error_kind", "decision"]
         part = read_parquet(self.store, *folder, part_name(shard), columns=columns)
         return summarise(shard, part.to_pylist())
 
@@ -130,23 +130,20 @@ class Output:
         check_precision(self.collection, self.partition, first, self.precision)
 
     def write_maps(self, shard: Shard, data: bytes) -> str:
-        return self.store.write(data, *scores_folder(self.collection, self.partition, "maps"), part_name(shard))
+        return self.store.write(data, *model_folder(self.collection, self.partition, "maps"), part_name(shard))
 
     def commit_scores(self, shard: Shard, data: bytes) -> None:
         """Unless another run has committed the shard meanwhile: what is done is never written over."""
-        self.store.create(data, *scores_folder(self.collection, self.partition), part_name(shard))
+        self.store.create(data, *model_folder(self.collection, self.partition), part_name(shard))
 
     def mask_path(self, image_id: str) -> tuple[str, ...]:
-        return *scores_folder(self.collection, self.partition, "masks"), f"{image_id}.png"
+        return *model_folder(self.collection, self.partition, "masks"), f"{image_id}.png"
 
     def write_mask(self, image_id: str, png: bytes) -> None:
         self.store.write(png, *self.mask_path(image_id))
 
 
-@task(
-    name="score shard", task_run_name="{shard.name}", cache_policy=NO_CACHE,
-    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
-)  # fmt: skip
+@task(name="score shard", task_run_name="{shard.name}", **RETRIED)
 def score_shard(store: str, collection: str, model: ModelVersion, shard: Shard, precision: str) -> ScoredShard:
     """Score one shard with the model that this process keeps loaded, and commit it."""
     target = Store(store)
@@ -212,10 +209,10 @@ def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
     its image was missing.
 
     It seems so where nothing of the shard can be found, what was read a moment ago included, though no ingest has noted that
-    it was deleted and no bucket answers for it.
+    it was deleted, no bucket answers for it, and its folder is gone or empty.
     """
     missing = [row for row in scored if row.get("error_kind") == "missing"]
-    if len(missing) < 2 or bucket_answers(missing[0]["uri"]):
+    if len(missing) < 2 or bucket_answers(missing[0]["uri"]) or any(has_neighbours(row["uri"]) for row in missing):
         return
     other = next((row for row in scored if row.get("error_kind") != "missing"), None)
     if other and is_there(other["uri"]):
@@ -235,6 +232,18 @@ def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
 def is_there(uri: str) -> bool:
     filesystem, path = open_filesystem(uri)
     return bool(filesystem.exists(path))
+
+
+def has_neighbours(uri: str) -> bool:
+    """Whether anything lies in the local folder of a file: then the file itself is gone, or was never more than a name."""
+    filesystem, path = open_filesystem(uri)
+    if not isinstance(filesystem, LocalFileSystem):
+        return False
+    try:
+        with os.scandir(os.path.dirname(path)) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def bucket_answers(uri: str) -> bool:

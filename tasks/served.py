@@ -31,7 +31,7 @@ from tasks.images import UnreadableImage
 from tasks.registry import ModelVersion, open_detector, resolve_model
 from tasks.scoring import Pixels, ScoredImage, cut_mask, map_threshold, prepare_pixels, score_rows
 from tasks.store import Store, read_uri
-from tasks.thresholds import Calibration, bundle_calibration, read_calibration
+from tasks.thresholds import Calibration, bundle_calibration, cut_at, decide, read_calibration
 
 IMAGE_ROOTS = "ANOMALYCLIP_IMAGE_ROOTS"
 THRESHOLDS = "ANOMALYCLIP_THRESHOLDS"
@@ -70,13 +70,14 @@ class ServedModel(PythonModel):
         if isinstance(result, UnreadableImage):
             return dict.fromkeys(COLUMNS) | {"error_kind": result.kind, "error_detail": result.detail}
         config, class_name = self.detector.config, row["class_name"]
-        threshold, decided = map_threshold(config), dict[str, Any]()
-        if self.calibration:
-            threshold = self.calibration.pixel(class_name, threshold)
-            decided = self.calibration.decide(class_name, result.score)
+        threshold = cut_at(self.calibration, class_name, map_threshold(config))
         png, regions = cut_mask(result, config.image_size, config.sigma, threshold)
         mask = base64.b64encode(png).decode() if png else None
-        return dict.fromkeys(COLUMNS) | {"score": result.score, "regions": regions, "mask": mask} | decided
+        return (
+            dict.fromkeys(COLUMNS)
+            | {"score": result.score, "regions": regions, "mask": mask}
+            | decide(self.calibration, class_name, result.score)
+        )
 
 
 def find_thresholds(store: Store, model: ModelVersion) -> Calibration | None:

@@ -75,7 +75,8 @@ def later_parts(store: Store, folder: tuple[str, ...], first_part: int) -> list[
     return [name for name in store.find(*folder, suffix=".parquet") if part_number(name) >= first_part]
 
 
-def scores_folder(collection: str, partition: str, kind: str = "scores") -> tuple[str, ...]:
+def model_folder(collection: str, partition: str, kind: str = "scores") -> tuple[str, ...]:
+    """Where one model's scores, maps, masks, plans, thresholds or exports of a collection lie; partition: `name.vN`."""
     return "collections", collection, kind, f"model={partition}"
 
 
@@ -90,7 +91,7 @@ def plan_shards(
     parts: those of the manifest's snapshot that is scored, all that there are where none are given.
     A manifest part whose shards were planned at another size keeps that size, so that shards never overlap.
     """
-    done = set(store.find(*scores_folder(collection, partition), suffix=".parquet"))
+    done = set(store.find(*model_folder(collection, partition), suffix=".parquet"))
     sizes = {part_key(name).rsplit("-", 2)[0]: int(name.rsplit("-", 2)[1]) for name in done}
     shards = []
     for part in list_parts(store, collection) if parts is None else parts:
@@ -113,7 +114,7 @@ def settle(store: Store, collection: str, partition: str, name: str, value: str)
 
 
 def plan_path(collection: str, partition: str, name: str) -> tuple[str, ...]:
-    return "collections", collection, "plans", f"model={partition}", name
+    return *model_folder(collection, partition, "plans"), name
 
 
 @lru_cache(maxsize=64)
@@ -124,7 +125,7 @@ def first_precision(store: str, collection: str, partition: str, precision: str)
 
 def not_committed(store: Store, collection: str, partition: str, shards: list[Shard]) -> list[Shard]:
     """Those of the shards that have no part of scores by now."""
-    done = set(store.find(*scores_folder(collection, partition), suffix=".parquet"))
+    done = set(store.find(*model_folder(collection, partition), suffix=".parquet"))
     return [shard for shard in shards if part_name(shard) not in done]
 
 
@@ -145,7 +146,7 @@ def check_done(
     if done is None:
         check_plan(store, collection, model.partition, precision)
         return
-    part = read_parquet(store, *scores_folder(collection, model.partition), part_name(done), columns=["bundle_digest"])
+    part = read_parquet(store, *model_folder(collection, model.partition), part_name(done), columns=["bundle_digest"])
     check_bundle(collection, model, part["bundle_digest"])
     before = (part.schema.metadata or {}).get(b"precision", b"fp32").decode()
     check_precision(collection, model.partition, before, precision)

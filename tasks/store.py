@@ -41,7 +41,7 @@ S3_OPTIONS: dict[str, Any] = {
 
 def default_store() -> str:
     """$ANOMALYCLIP_STORE, else ./store."""
-    return os.environ.get("ANOMALYCLIP_STORE", "./store")
+    return os.environ.get("ANOMALYCLIP_STORE") or "./store"
 
 
 def refuse_credentials(uri: str) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from models.conformal import conformal_p_values
 from tasks.errors import InputError
 from tasks.registry import ModelVersion, bundle_folder
+from tasks.shards import model_folder
 from tasks.store import Store
 from tasks.tables import read_parquet
 
@@ -37,8 +38,9 @@ class ClassThreshold:
 class Thresholds:
     """What threshold.json holds: thresholds by class and where they come from.
 
-    manifest_digest, manifest_parts: the snapshot of the collection that was the reference, of its parts from first_part
-    on, with which the last `nights` began (None: of all nights).
+    manifest_digest: the snapshot of the collection that was the reference, of its parts from first_part on, with which the
+    last `nights` began (None: of all nights). manifest_parts: those that there were when the calibration ended; it counts
+    for the parts after them.
     """
 
     collection: str
@@ -76,8 +78,18 @@ class Calibration:
         return {"decision": decision, "threshold": found.score, "p_value": p_value}
 
 
+def cut_at(calibration: Calibration | None, class_name: str, default: float) -> float:
+    """Calibration.pixel; the default where nothing is calibrated."""
+    return calibration.pixel(class_name, default) if calibration else default
+
+
+def decide(calibration: Calibration | None, class_name: str, score: float) -> dict[str, Any]:
+    """Calibration.decide; no columns where nothing is calibrated."""
+    return calibration.decide(class_name, score) if calibration else {}
+
+
 def thresholds_folder(collection: str, partition: str) -> tuple[str, ...]:
-    return "collections", collection, "thresholds", f"model={partition}"
+    return model_folder(collection, partition, "thresholds")
 
 
 def calibration_name(manifest_parts: int) -> str:

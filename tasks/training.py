@@ -7,7 +7,6 @@ its number alone, so a run that was killed ends with the prompts of one that was
 import hashlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +17,6 @@ import mlflow
 import numpy as np
 import torch
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from models.backbone import Backbone
@@ -30,8 +28,8 @@ from tasks.errors import InputError
 from tasks.features import CachedFeatures, cache_folder, open_features
 from tasks.progress import advance, progress
 from tasks.registry import ModelVersion, end_killed_runs, register_bundle, tracked_run
-from tasks.retries import DELAYS, JITTER, RETRIES, transient
-from tasks.store import Store
+from tasks.retries import RETRIED
+from tasks.store import Store, replacing
 
 BATCH = 8  # images a step, as published
 SEEDS = 2**32
@@ -101,10 +99,7 @@ class Trained(NamedTuple):
     held_back: int
 
 
-@task(
-    name="learn prompts", cache_policy=NO_CACHE,
-    retries=RETRIES, retry_delay_seconds=DELAYS, retry_jitter_factor=JITTER, retry_condition_fn=transient,
-)  # fmt: skip
+@task(name="learn prompts", **RETRIED)
 def learn_prompts(
     store: str, collections: list[str], plan: TrainingPlan, features: str, for_comparison: bool = False
 ) -> Trained:
@@ -269,10 +264,8 @@ class TrainingState:
             "best_prompts": self.best_prompts,
             "history": [asdict(loss) for loss in self.history],
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(f"{self.file.name}.{os.getpid()}.tmp")
-        torch.save(state, partial)
-        partial.replace(self.file)
+        with replacing(self.file) as partial:
+            torch.save(state, partial)
 
 
 def plan_key(plan: TrainingPlan, features: str) -> str:

@@ -124,6 +124,7 @@ def test_json_is_the_only_thing_on_standard_output(tmp_path: Path, images: Path)
         (["train", "--collection", "parts"], "there is no collection 'parts'"),
         (["report", "--collection", "parts"], "there is no collection 'parts'"),
         (["score", "--collection", "parts", "--workers", "0"], "invalid positive value: '0'"),
+        (["score", "--collection", "parts", "--store", "/dev/null"], "nothing can be written to the store /dev/null"),
         (["nonsense"], "invalid choice: 'nonsense'"),
     ],
 )
@@ -132,6 +133,13 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(anomalyclip: Command, argumen
     assert answer.code == 2
     assert sentence in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_a_place_where_prefect_cannot_have_its_folder_is_wrong_use(tmp_path: Path):
+    process = start("ingest", ".", "--collection", "parts", cwd=tmp_path, PREFECT_HOME="/dev/null/prefect")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err == "anomalyclip: Prefect's folder /dev/null/prefect cannot be made: Not a directory\n"
 
 
 def test_training_names_its_map_its_images_and_its_epochs(anomalyclip: Command, images: Path, tmp_path: Path):

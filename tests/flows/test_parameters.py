@@ -68,6 +68,7 @@ def test_the_form_refuses_credentials_in_a_uri(flow: Flow[Any, Any], name: str, 
         ["ingest", "https://user:hush@host/a", "--collection", "parts"],
         ["score", "--collection", "parts", "--store", "s3://key:hush@bucket/store"],
         ["train", "--collection", "parts", "--backbone", "ViT-B-32:https://user:hush@host/weights.safetensors"],
+        ["reproduce", "--root", ".", "--checkpoint", "mvtec=https://user:hush@host/epoch_15.pth"],
     ],
 )
 def test_the_command_refuses_credentials_in_a_uri_before_anything_keeps_them(

@@ -24,7 +24,7 @@ from models.detector import DetectorConfig
 from models.prompts import PromptLearner
 from tasks.evaluation import EvaluatedClass, evaluate_class, save_pixel_draws, with_truth
 from tasks.registry import ModelVersion, register_bundle, tracked_run, use_tracking
-from tasks.shards import scores_folder
+from tasks.shards import model_folder
 from tasks.store import Store
 from tasks.tables import read_parquet, to_parquet
 
@@ -191,7 +191,7 @@ def scored_images(count: int, noise: float, classes: str = "a", seed: int = 0) -
 
 def give_to_another_bundle(store: Store, collection: str, model: ModelVersion) -> None:
     """The scores of a model, as if a registry before this one had had another bundle under its number."""
-    folder = scores_folder(collection, model.partition)
+    folder = model_folder(collection, model.partition)
     for name in store.find(*folder):
         table = read_parquet(store, *folder, name)
         place = table.column_names.index("bundle_digest")

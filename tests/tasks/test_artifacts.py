@@ -22,3 +22,6 @@ def test_a_name_stays_on_its_line() -> None:
 
 def test_keys_are_what_prefect_allows() -> None:
     assert artifact_key("nightly", "Line_4.b", "highest") == "nightly-line-4-b-highest"
+    keys = [artifact_key("nightly", name) for name in ("線", "縫", "größe")]
+    assert len(set(keys)) == 3
+    assert all(re.fullmatch("[a-z0-9-]+", key) for key in keys)

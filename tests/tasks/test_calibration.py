@@ -12,12 +12,19 @@ from models.detector import bundle_digest
 from models.maps import map_at
 from tasks.calibration import calibrate_collection
 from tasks.errors import InputError
-from tasks.manifest import ingest_source, manifest_folder
-from tasks.nights import compare_with_reference, read_night
+from tasks.manifest import digest_of, ingest_source, list_parts, manifest_folder
+from tasks.nights import (
+    COMPLETED,
+    NightSummary,
+    compare_with_reference,
+    parts_told,
+    read_night,
+    record_night,
+)
 from tasks.registry import ModelVersion
 from tasks.scored import read_outline, read_rest
 from tasks.scoring import score_shard
-from tasks.shards import ScoredShard, plan_shards, scores_folder
+from tasks.shards import ScoredShard, model_folder, plan_shards
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts
 from tasks.thresholds import bundle_calibration, find_calibration
@@ -54,12 +61,12 @@ def write_plain(folder: Path, numbers: range) -> None:
 
 
 def read_scores(store: Store, model: ModelVersion) -> dict[str, dict]:
-    rows = read_parts(store, *scores_folder("parts", model.partition), schema=SCORES).to_pylist()
+    rows = read_parts(store, *model_folder("parts", model.partition), schema=SCORES).to_pylist()
     return {Path(row["uri"]).name: row for row in rows}
 
 
 def read_maps(store: Store, model: ModelVersion) -> dict[str, np.ndarray]:
-    rows = read_parts(store, *scores_folder("parts", model.partition, "maps"), schema=MAPS).to_pylist()
+    rows = read_parts(store, *model_folder("parts", model.partition, "maps"), schema=MAPS).to_pylist()
     return {row["image_id"]: np.frombuffer(row["values"], "<f4").reshape(row["rows"], row["cols"]) for row in rows}
 
 
@@ -119,8 +126,8 @@ def test_a_night_that_was_killed_before_a_calibration_ends_with_the_same_bytes(s
     write_photos(source, range(20, 32))
     night(store, source, model)
     undisturbed = written(store)
-    parts = store.find(*scores_folder("parts", model.partition))
-    store.fs.rm(store.path(*scores_folder("parts", model.partition), parts[-1]))
+    parts = store.find(*model_folder("parts", model.partition))
+    store.fs.rm(store.path(*model_folder("parts", model.partition), parts[-1]))
     calibrate_collection.fn(store.uri, "parts", model, 0.5)
     night(store, source, model)
     assert written(store) == undisturbed
@@ -202,7 +209,23 @@ def test_a_night_leaves_what_came_while_it_ran_to_the_next(store, source, model)
     night(store, source, model)
     write_plain(source, range(20, 23))
     night(store, source, model)
-    assert [len(read_night(store, "parts", model, None, parts).rows) for parts in (1, 2)] == [8, 11]
+    parts = list_parts(store, "parts")
+    assert [len(read_night.fn(store.uri, "parts", model, None, parts[:n]).rows) for n in (1, 2)] == [8, 11]
+
+
+def test_a_night_tells_all_of_a_manifest_that_was_lost_and_made_anew(store, source, model) -> None:
+    night(store, source, model)
+    write_plain(source, range(20, 23))
+    night(store, source, model)
+    told = NightSummary(
+        "id", "parts", str(source), model.uri, COMPLETED, "", 11, 11, 0, 11, {}, [], None, [], 1.0,
+        digest_of(list_parts(store, "parts")), 2, "", "",
+    )  # fmt: skip
+    record_night.fn(store.uri, model, told)
+    assert parts_told(store, "parts", model, list_parts(store, "parts")) == 2
+    store.fs.rm(store.path(*manifest_folder("parts")), recursive=True)
+    night(store, source, model)
+    assert parts_told(store, "parts", model, list_parts(store, "parts")) == 0
 
 
 @pytest.mark.parametrize("nights", [0, -1])
@@ -237,7 +260,7 @@ def test_each_class_has_its_own_thresholds_and_one_that_is_too_small_none(store,
         write_photos(tmp_path / "source" / name / "good", range(60, 61))
     (tmp_path / "source/bolt/good/note.png").write_text("no image")
     night(store, tmp_path / "source", model, "folders")
-    rows = list(read_parts(store, *scores_folder("parts", model.partition), schema=SCORES).to_pylist())[-3:]
+    rows = list(read_parts(store, *model_folder("parts", model.partition), schema=SCORES).to_pylist())[-3:]
     decided = {(row["class_name"], row["error_kind"]): row["threshold"] for row in rows}
     assert decided == {
         ("bolt", None): summary.classes["bolt"].score,
@@ -303,7 +326,7 @@ def test_awkward_sizes_are_cut_at_no_higher_value_than_the_peak(store, source, m
 
 def test_without_maps_there_is_no_threshold_for_masks(store, source, model) -> None:
     night(store, source, model)
-    folder = scores_folder("parts", model.partition, "maps")
+    folder = model_folder("parts", model.partition, "maps")
     store.fs.rm(store.path(*folder, store.find(*folder, suffix=".parquet")[0]))
     with pytest.raises(InputError, match=r"of 4 images of 'parts' the store has a score of .* but no map"):
         calibrate_collection.fn(store.uri, "parts", model, RATE)

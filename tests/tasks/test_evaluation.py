@@ -25,6 +25,7 @@ from tasks.evaluation import (
     IMAGE_METRICS,
     METRICS,
     PIXEL_METRICS,
+    WORST,
     evaluate_class,
     evaluate_collection,
     mean_over_classes,
@@ -33,7 +34,7 @@ from tasks.evaluation import (
 from tasks.grids import read_grids
 from tasks.manifest import ingest_source, read_manifest
 from tasks.scoring import score_shard
-from tasks.shards import plan_shards, scores_folder
+from tasks.shards import model_folder, plan_shards
 from tasks.store import Store
 from tasks.tables import SCORES, read_parts
 from tests.memory import traced_peak
@@ -101,7 +102,7 @@ def truth_of(rows: pd.DataFrame) -> np.ndarray:
 
 def scored_rows(registered: Registered, collection: str) -> pd.DataFrame:
     """The manifest with scores, by image_id."""
-    parts = read_parts(registered.store, *scores_folder(collection, registered.model.partition), schema=SCORES)
+    parts = read_parts(registered.store, *model_folder(collection, registered.model.partition), schema=SCORES)
     rows = read_manifest(registered.store, collection).rows
     return rows.merge(parts.to_pandas()[["image_id", "score"]], on="image_id").sort_values("image_id")
 
@@ -302,6 +303,14 @@ def test_a_collection_without_labels_is_refused(registered: Registered, tmp_path
         evaluate_collection.fn(registered.store.uri, "plain", registered.model)
 
 
+def test_labels_of_another_split_are_named(registered: Registered, tmp_path: Path) -> None:
+    write_photos(tmp_path / "val", range(2))
+    (tmp_path / "val/labels.csv").write_text("image,label,split\n000.png,0,val\n001.png,1,val\n")
+    ingest_source.fn(registered.store.uri, "val", str(tmp_path / "val"), "labels", False)
+    with pytest.raises(InputError, match="all labelled images of 'val' are of the split 'val'"):
+        evaluate_collection.fn(registered.store.uri, "val", registered.model)
+
+
 def test_a_collection_that_is_not_scored_is_refused(registered: Registered, tmp_path: Path) -> None:
     write_photos(tmp_path / "new/good", range(2))
     ingest_source.fn(registered.store.uri, "new", str(tmp_path / "new"), "folders", False)
@@ -379,7 +388,7 @@ def test_anomalous_images_without_a_mask_take_part_in_image_metrics_alone(
 
 
 def test_any_class_name_can_be_logged(registered: Registered, tmp_path: Path) -> None:
-    names = ["a+b (ü)", "..", "a//b", "/x/", "nut:1", "mean", "$^$", "x" * 300]
+    names = ["a+b (ü)", "a+b [ü]", "..", "a//b", "/x/", "nut:1", "mean", "$^$", "x" * 300]
     write_photos(tmp_path / "source", range(2 * len(names)))
     lines = [f"{2 * i + label:03d}.png,{label},{name}" for i, name in enumerate(names) for label in (0, 1)]
     (tmp_path / "source/labels.csv").write_text("\n".join(["image,label,class", *lines]), encoding="utf-8")
@@ -391,7 +400,7 @@ def test_any_class_name_can_be_logged(registered: Registered, tmp_path: Path) ->
     assert sum(metric.startswith("image_auroc/") for metric in metrics) == len(names)
     assert metrics["image_auroc"] == pytest.approx(np.mean([row.image_auroc for row in table[:-1]]))
     pictures = mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="worst/false_negatives")
-    assert len(pictures) == len(names)
+    assert len(pictures) == WORST
     assert all(re.fullmatch(r"\d_0\.\d{3}_[\w-]+_[0-9a-f]{16}\.jpg", Path(item.path).name, re.A) for item in pictures)
 
 

@@ -19,7 +19,7 @@ from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion
 from tasks.scored import common_folder
 from tasks.scoring import score_shard
-from tasks.shards import plan_shards, scores_folder
+from tasks.shards import model_folder, plan_shards
 from tasks.store import Store
 from tasks.tables import SCORES, read_parquet, read_parts, to_parquet
 from tasks.thresholds import ClassThreshold, Thresholds, write_thresholds
@@ -78,7 +78,7 @@ def exported(store: Store, tmp_path: Path, model: ModelVersion) -> Exported:
     for shard in plan_shards(store, "parts", model.partition, 3)[1]:
         score_shard.fn(store.uri, "parts", model, shard, "fp32")
     (folder / gone).unlink()
-    table = read_parts(store, *scores_folder("parts", model.partition), schema=SCORES)
+    table = read_parts(store, *model_folder("parts", model.partition), schema=SCORES)
     rows = {row["uri"].rpartition("/")[2]: row for row in table.to_pylist()}
     assert sum(row["mask_uri"] is not None for row in rows.values()) >= 3
     assert {row["decision"] for row in rows.values()} == {"normal", "anomalous", None}
@@ -206,7 +206,7 @@ def test_an_export_says_what_it_holds_and_goes_where_it_is_told(exported: Export
 
 
 def test_scores_from_before_there_were_p_values_are_exported(exported: Exported) -> None:
-    folder = scores_folder("parts", exported.model.partition)
+    folder = model_folder("parts", exported.model.partition)
     for part in exported.store.find(*folder, suffix=".parquet"):
         table = read_parquet(exported.store, *folder, part).drop_columns("p_value")
         exported.store.write(to_parquet(table), *folder, part)
@@ -224,7 +224,12 @@ def test_what_cannot_be_exported_is_said(exported: Exported, tmp_path: Path) -> 
     with pytest.raises(InputError, match="has scored nothing of 'parts'"):
         exported._replace(model=other).export("coco")
     masked = next(row["mask_uri"] for row in exported.rows.values() if row["mask_uri"])
-    Path(masked.removeprefix("file://")).unlink()
+    mask = Path(masked.removeprefix("file://"))
+    for damaged in (b"", mask.read_bytes()[:-30]):
+        mask.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"the mask file://.*\.png is damaged"):
+            exported.export("coco")
+    mask.unlink()
     with pytest.raises(InputError, match="was removed from the store"):
         exported.export("lookout")
 

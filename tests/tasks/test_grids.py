@@ -6,7 +6,7 @@ import pytest
 from tasks.errors import InputError
 from tasks.grids import read_grids, spilled_grids
 from tasks.registry import ModelVersion
-from tasks.shards import scores_folder
+from tasks.shards import model_folder
 from tasks.store import Store
 from tasks.tables import MAPS, to_parquet, to_table
 
@@ -22,7 +22,7 @@ def grids(store: Store, model: ModelVersion) -> dict[str, np.ndarray]:
             for i in images
         ]
         data = to_parquet(to_table(rows, MAPS))
-        store.write(data, *scores_folder("parts", model.partition, "maps"), f"part-00000-{part}-4-00000.parquet")
+        store.write(data, *model_folder("parts", model.partition, "maps"), f"part-00000-{part}-4-00000.parquet")
     return made
 
 

@@ -78,7 +78,7 @@ MAKE_NIGHT = """
 import sys
 import pyarrow as pa
 from tasks.manifest import manifest_folder
-from tasks.shards import scores_folder
+from tasks.shards import model_folder
 from tasks.store import Store
 from tasks.tables import MANIFEST, SCORES, to_parquet
 
@@ -93,7 +93,7 @@ for part, start in enumerate(range(0, rows, part_rows)):
     name, listed = f"part-{part:05d}-a", both | {"status": ["listed"] * part_rows}
     for schema, columns, *place in (
         (MANIFEST, listed, *manifest_folder("parts"), f"dt=2026-11-26/{name}.parquet"),
-        (SCORES, both | more, *scores_folder("parts", "m.v1"), f"{name}-{part_rows}-00000.parquet"),
+        (SCORES, both | more, *model_folder("parts", "m.v1"), f"{name}-{part_rows}-00000.parquet"),
     ):
         columns |= {f.name: pa.nulls(part_rows, f.type) for f in schema if f.name not in columns}
         store.write(to_parquet(pa.table(columns).select(schema.names).cast(schema)), *place)

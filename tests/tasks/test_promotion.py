@@ -86,9 +86,19 @@ def test_a_version_that_was_deleted_is_no_way_back(versions: Versions) -> None:
     assert rollback(versions) == "models:/anomalyclip/1"
 
 
-def test_without_a_champion_there_is_no_way_back(versions: Versions) -> None:
+def test_a_champion_that_was_deleted_is_replaced_by_the_one_before(versions: Versions) -> None:
+    """MLflow removes the alias with its version."""
+    promote(versions, 2)
+    versions.client.delete_model_version(MODEL_NAME, "2")
+    assert champion_version(versions.client) is None
+    assert rollback(versions) == "models:/anomalyclip/1"
+    assert tags(versions, 1)["restored"].startswith("where there was no champion by")
+
+
+def test_where_no_version_was_champion_there_is_no_way_back(versions: Versions) -> None:
     versions.client.delete_registered_model_alias(MODEL_NAME, CHAMPION)
-    with pytest.raises(InputError, match="has no champion"):
+    versions.client.delete_model_version(MODEL_NAME, "1")
+    with pytest.raises(InputError, match="no version was champion and is left"):
         rollback(versions)
 
 

@@ -77,6 +77,7 @@ def test_a_version_is_named_by_its_number_for_ever(two_versions) -> None:
     resolved = resolve_model(store, "models:/anomalyclip/2")
     assert resolved == versions[1]
     assert resolved.partition == "anomalyclip.v2"
+    assert resolve_model(store, "models:/anomalyclip/latest") == versions[-1]
 
 
 def test_the_bundle_that_is_loaded_is_the_one_that_was_registered(two_versions, bundle: Path) -> None:

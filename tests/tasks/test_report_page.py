@@ -16,7 +16,7 @@ from tasks.manifest import image_id, ingest_source, list_parts, manifest_folder
 from tasks.registry import ModelVersion
 from tasks.report import write_report
 from tasks.scoring import score_shard
-from tasks.shards import plan_shards, scores_folder
+from tasks.shards import model_folder, plan_shards
 from tasks.store import Store
 from tasks.tables import MANIFEST, SCORES, read_parquet, to_parquet, to_table
 from tests.flows.conftest import free_port, serving
@@ -98,8 +98,8 @@ def many(tmp_path_factory: pytest.TempPathFactory, model: ModelVersion) -> str:
         score_shard.fn(store.uri, "line-4", model, shard, "fp32")
     (part,) = list_parts(store, "line-4")
     first = read_parquet(store, *manifest_folder("line-4"), part).to_pylist()[0]
-    found = store.find(*scores_folder("line-4", model.partition), suffix=".parquet")
-    score = read_parquet(store, *scores_folder("line-4", model.partition), found[0]).to_pylist()[0]
+    found = store.find(*model_folder("line-4", model.partition), suffix=".parquet")
+    score = read_parquet(store, *model_folder("line-4", model.partition), found[0]).to_pylist()[0]
     listed, scored = [], []
     for number in range(110, 10_000):
         uri = f"{first['uri'].rpartition('/')[0]}/2026-11-25/camera {number % 3}/IMG_{number:06d}.png"
@@ -111,7 +111,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, model: ModelVersion) -> str:
     named = "part-00001-000000000000"
     store.write(to_parquet(to_table(listed, MANIFEST)), *manifest_folder("line-4"), f"dt=2026-11-25/{named}.parquet")
     data = to_parquet(to_table(scored, SCORES))
-    store.write(data, *scores_folder("line-4", model.partition), f"{named}-20000-00000.parquet")
+    store.write(data, *model_folder("line-4", model.partition), f"{named}-20000-00000.parquet")
     return write_report.fn(store.uri, "run", model, {"line-4": []}, "Inspection of line 4")
 
 

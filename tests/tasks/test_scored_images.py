@@ -14,7 +14,7 @@ from models.maps import map_at
 from tasks import scoring
 from tasks.images import LARGEST
 from tasks.manifest import ingest_source, read_manifest, records
-from tasks.shards import scores_folder
+from tasks.shards import model_folder
 from tasks.tables import MAPS, read_parts
 from tests.tasks.conftest import photo, write_photos
 from tests.tasks.test_images import BAD
@@ -100,7 +100,7 @@ def test_every_awkward_image_is_scored_with_a_mask_of_the_size_that_is_seen(
 def test_regions_are_those_of_the_mask(store, source, model, monkeypatch) -> None:
     ingest(store, source)
     score(store, model)
-    maps = read_parts(store, *scores_folder("parts", model.partition, "maps"), schema=MAPS)
+    maps = read_parts(store, *model_folder("parts", model.partition, "maps"), schema=MAPS)
     grids = {row["image_id"]: np.frombuffer(row["values"], "<f4").reshape(6, 6) for row in maps.to_pylist()}
     middle = float(np.median(np.stack(list(grids.values()))))
     store.fs.rm(store.path("collections"), recursive=True)

@@ -15,7 +15,7 @@ from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion
 from tasks.scoring import load_pixels, mask_png, score_shard
-from tasks.shards import ScoredShard, Shard, check_done, part_name, plan_shards, scores_folder
+from tasks.shards import ScoredShard, Shard, check_done, model_folder, part_name, plan_shards
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
 from tests.tasks.conftest import write_photos
@@ -50,7 +50,7 @@ def score(store: Store, model: ModelVersion, size: int = 4, precision: str = "fp
 
 
 def read_scores(store: Store, model: ModelVersion) -> list[dict]:
-    return read_parts(store, *scores_folder("parts", model.partition), schema=SCORES).to_pylist()
+    return read_parts(store, *model_folder("parts", model.partition), schema=SCORES).to_pylist()
 
 
 def written(store: Store) -> dict[str, bytes]:
@@ -71,12 +71,12 @@ def remove_results(store: Store) -> None:
 def test_scores_and_maps_are_the_tables_of_the_contract(store, source, model) -> None:
     ingest(store, source)
     score(store, model)
-    part = store.path(*scores_folder("parts", model.partition), store.find(*scores_folder("parts", model.partition))[0])
+    part = store.path(*model_folder("parts", model.partition), store.find(*model_folder("parts", model.partition))[0])
     schema = pq.read_schema(part)
     assert dict(zip(schema.names, schema.types, strict=True)) == CONTRACT
     rows, maps = (
         read_scores(store, model),
-        read_parts(store, *scores_folder("parts", model.partition, "maps"), schema=MAPS),
+        read_parts(store, *model_folder("parts", model.partition, "maps"), schema=MAPS),
     )
     assert len(rows) == len(maps) == 10
     assert all(0 <= row["score"] <= 1 and row["bundle_digest"] == model.digest for row in rows)
@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(kind: str, store, source
         context.setattr(Store, method, die_in_the_second_shard)
         with pytest.raises(SystemExit):
             score(store, model)
-    assert len(store.find(*scores_folder("parts", model.partition))) == 1
+    assert len(store.find(*model_folder("parts", model.partition))) == 1
     assert [shard.index for shard in score(store, model)] == [1, 2]
     assert written(store) == undisturbed
 
@@ -149,7 +149,7 @@ def test_parts_say_in_which_precision_they_were_scored_and_are_the_same_bytes_ag
     ingest(store, source)
     score(store, model, precision="bf16")
     first = written(store)
-    folder = scores_folder("parts", model.partition)
+    folder = model_folder("parts", model.partition)
     parts = [read_parquet(store, *folder, name) for name in store.find(*folder)]
     assert [part.schema.metadata[b"precision"] for part in parts] == [b"bf16"] * 3
     remove_results(store)
@@ -174,8 +174,8 @@ def test_of_runs_that_begin_together_in_other_precisions_one_goes_on(store, sour
     score_shard.fn(store.uri, "parts", model, pending[0], "bf16")
     with pytest.raises(InputError, match="has scored 'parts' in bf16, its scores in fp32 would mix"):
         score_shard.fn(store.uri, "parts", model, pending[1], "fp32")
-    assert store.find(*scores_folder("parts", model.partition)) == [part_name(pending[0])]
-    assert store.find(*scores_folder("parts", model.partition, "maps")) == [part_name(pending[0])]
+    assert store.find(*model_folder("parts", model.partition)) == [part_name(pending[0])]
+    assert store.find(*model_folder("parts", model.partition, "maps")) == [part_name(pending[0])]
 
 
 def test_a_precision_that_was_settled_before_anything_was_done_is_named_with_its_file(store, source, model) -> None:
@@ -193,7 +193,7 @@ def test_a_precision_that_was_settled_before_anything_was_done_is_named_with_its
 def test_parts_from_before_precision_was_recorded_are_fp32(store, source, model) -> None:
     ingest(store, source)
     score(store, model)
-    folder = scores_folder("parts", model.partition)
+    folder = model_folder("parts", model.partition)
     for name in store.find(*folder):
         table = read_parquet(store, *folder, name)
         store.write(to_parquet(table.replace_schema_metadata(None)), *folder, name)
@@ -348,6 +348,16 @@ def test_a_source_that_is_out_of_reach_is_not_scored_as_missing(store: Store, so
     ingest(store, source)
     score(store, model)
     assert sorted(str(row["error_kind"]) for row in read_scores(store, model)) == ["None"] + ["missing"] * 10
+
+
+def test_a_shard_of_names_that_lead_to_no_file_is_committed(store: Store, tmp_path: Path, model) -> None:
+    """Their folder is in reach, and an ingest will find them there every night."""
+    for number in range(3):
+        (tmp_path / "links").mkdir(exist_ok=True)
+        (tmp_path / f"links/{number}.png").symlink_to("nowhere")
+    ingest(store, tmp_path / "links")
+    score(store, model)
+    assert [row["error_kind"] for row in read_scores(store, model)] == ["missing"] * 3
 
 
 def test_a_source_that_goes_away_while_a_shard_is_read_is_not_scored_as_missing(

@@ -26,7 +26,7 @@ from tasks.manifest import ingest_source
 from tasks.registry import CHAMPION_URI, open_detector, use_tracking
 from tasks.scoring import score_shard
 from tasks.served import IMAGE_ROOTS, SERVING, THRESHOLDS, is_below
-from tasks.shards import plan_shards, scores_folder
+from tasks.shards import model_folder, plan_shards
 from tasks.store import Store, read_uri
 from tasks.tables import SCORES, read_parts
 from tasks.thresholds import ClassThreshold, Thresholds, write_thresholds
@@ -62,7 +62,7 @@ def scored(registered: Registered, tmp_path_factory: pytest.TempPathFactory) -> 
     ingest_source.fn(store.uri, "parts", str(folder), "flat", False)
     for shard in plan_shards(store, "parts", model.partition)[1]:
         score_shard.fn(store.uri, "parts", model, shard, "fp32")
-    table = read_parts(store, *scores_folder("parts", model.partition), schema=SCORES).to_pylist()
+    table = read_parts(store, *model_folder("parts", model.partition), schema=SCORES).to_pylist()
     return Scored(registered, folder, {row["uri"].rpartition("/")[2]: row for row in table}, written)
 
 
