@@ -31,9 +31,9 @@ from tasks.backbones import Geometry, kept_backbone
 from tasks.errors import InputError
 from tasks.images import UnreadableImage, read_mask
 from tasks.manifest import labelled_test_rows, read_manifest, records
+from tasks.pixels import READERS, Pixels, read_ahead
 from tasks.progress import advance, progress
 from tasks.retries import RETRIED
-from tasks.scoring import READERS, Pixels, read_ahead
 from tasks.store import CACHE, Store
 
 log = logging.getLogger(__name__)

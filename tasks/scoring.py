@@ -11,14 +11,14 @@ import os
 import threading
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +33,11 @@ from models import Detector
 from models.baselines import Baseline
 from models.detector import DetectorConfig
 from models.maps import map_at
-from models.preprocess import to_square
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
-from tasks.images import LARGEST, UnreadableImage, alone_if_huge, count_pixels, decode_image, few_if_large, viewed
-from tasks.layouts import read_version
+from tasks.images import UnreadableImage, alone_if_huge
 from tasks.manifest import read_part, stream_manifest
+from tasks.pixels import READERS, Load, Pixels, read_ahead
 from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import RETRIED
@@ -54,9 +53,7 @@ from tasks.store import Store, open_filesystem
 from tasks.tables import MAPS, SCORES, read_parquet, to_parquet, to_table
 from tasks.thresholds import Calibration, cut_at, decide, find_calibration
 
-READERS = 16  # threads that read and decode ahead of the model
 WRITERS = 8  # threads that cut and write masks behind it
-READ_AHEAD = 3  # batches
 
 # Masks are cut with small products, many at a time: NumPy's threads would take ten times their work from the model's cores.
 ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1)
@@ -81,17 +78,6 @@ def part_rows(store: Store, collection: str, part: str) -> pa.Table:
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------
-
-
-class Pixels(NamedTuple):
-    """An image as the model takes it, (S, S, 3) uint8, and its own size as a viewer shows it."""
-
-    square: np.ndarray
-    height: int
-    width: int
-
-
-Load = Callable[[dict[str, Any], int], Pixels | UnreadableImage]
 
 
 @dataclass(frozen=True)
@@ -304,41 +290,6 @@ def pair_results(
         else:
             yield row, ScoredImage(float(scored.scores[position]), scored.grids[position], image.height, image.width)
             position += 1
-
-
-def read_ahead(
-    readers: ThreadPoolExecutor, slices: Iterable[list[dict[str, Any]]], image_size: int, load: Load | None = None
-) -> Iterator[list[Pixels | UnreadableImage]]:
-    """Batches of loaded images, in order; the next READ_AHEAD are already being read."""
-    waiting: deque[list[Future[Pixels | UnreadableImage]]] = deque()
-    for rows in slices:
-        waiting.append([readers.submit(load or load_pixels, row, image_size) for row in rows])
-        if len(waiting) > READ_AHEAD:
-            yield [future.result() for future in waiting.popleft()]
-    while waiting:
-        yield [future.result() for future in waiting.popleft()]
-
-
-def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:
-    """Read, decode and prepare one object version; a store that fails raises, an image that is bad is returned as such."""
-    if row["size"] > LARGEST:
-        return UnreadableImage(
-            "too_large", f"the object has {row['size']:,} bytes, the most that is read is {LARGEST:,}"
-        )
-    try:
-        with few_if_large(row["size"]):
-            return prepare_pixels(read_version(row), image_size)
-    except UnreadableImage as error:
-        return error
-
-
-def prepare_pixels(data: bytes, image_size: int) -> Pixels | UnreadableImage:
-    try:
-        with alone_if_huge(count_pixels(data)):
-            image = viewed(decode_image(data))
-            return Pixels(to_square(image, image_size), image.height, image.width)
-    except UnreadableImage as error:
-        return error
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -28,8 +28,9 @@ from mlflow.pyfunc import PythonModel
 
 from tasks.errors import InputError
 from tasks.images import UnreadableImage
+from tasks.pixels import Pixels, prepare_pixels
 from tasks.registry import ModelVersion, open_detector, resolve_model
-from tasks.scoring import Pixels, ScoredImage, cut_mask, map_threshold, prepare_pixels, score_rows
+from tasks.scoring import ScoredImage, cut_mask, map_threshold, score_rows
 from tasks.store import Store, read_uri
 from tasks.thresholds import Calibration, bundle_calibration, cut_at, decide, read_calibration
 

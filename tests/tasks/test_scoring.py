@@ -13,8 +13,9 @@ import pytest
 
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
+from tasks.pixels import load_pixels
 from tasks.registry import ModelVersion
-from tasks.scoring import load_pixels, mask_png, score_shard
+from tasks.scoring import mask_png, score_shard
 from tasks.shards import ScoredShard, Shard, check_done, model_folder, part_name, plan_shards
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
@@ -370,7 +371,7 @@ def test_a_source_that_goes_away_while_a_shard_is_read_is_not_scored_as_missing(
             source.rename(source.with_name("away"))
         return load_pixels(row, image_size)
 
-    monkeypatch.setattr("tasks.scoring.load_pixels", read_half)
+    monkeypatch.setattr("tasks.pixels.load_pixels", read_half)
     monkeypatch.setattr("tasks.scoring.READERS", 1)
     with pytest.raises(FileNotFoundError, match=r"000\.png was there and is not any more"):
         score(store, model, size=100)
