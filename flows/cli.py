@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"anomalyclip: {error}", file=sys.stderr)
         return 2
     except Refused as refused:
-        print(f"anomalyclip: {refused}", file=sys.stderr)
+        print(f"anomalyclip: {first_line(refused)}", file=sys.stderr)
         if arguments.json:
             print(as_json(refused.summary))
         return 1

@@ -8,7 +8,7 @@ page shows comes last: it alone can be done without.
 import time
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.states import Completed, Failed, State
 
 from flows.ingest import ingest
@@ -77,7 +77,10 @@ def nightly(
     )  # fmt: skip
     announce_drift(summary)
     record_night(target.uri, model, summary)
-    publish_night(target.uri, model, night, summary)
+    try:
+        publish_night(target.uri, model, night, summary)
+    except Exception:
+        get_run_logger().exception("the night is told, but not on this page")
     return end_state(summary)
 
 

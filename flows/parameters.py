@@ -28,7 +28,7 @@ LayoutName = Annotated[Layout, parameter("how names tell class and label")]
 Probe = Annotated[bool, parameter("open every image, decode small ones: fills in sizes, finds unreadable images")]
 Split = Annotated[str | None, parameter("leave out images of other splits; those without a split stay")]
 Model = Annotated[
-    str, parameter("models:/NAME@ALIAS, models:/NAME/VERSION, baselines:/NAME/VERSION or a bundle folder")
+    str, parameter("models:/NAME@ALIAS, models:/NAME/VERSION (or latest), baselines:/NAME/VERSION or a bundle folder")
 ]
 Workers = Annotated[int, parameter("shards at the same time", ge=1)]
 ShardSize = Annotated[int, parameter("images a shard", ge=1)]

@@ -74,8 +74,11 @@ class ShardsFailed(RuntimeError):
     """Some shards are not scored; summary: what the others came to."""
 
     def __init__(self, sentence: str, summary: ScoreSummary) -> None:
-        super().__init__(sentence)
+        super().__init__(sentence, summary)  # all arguments, or Prefect could not unpickle it
         self.summary = summary
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @flow(name="score", flow_run_name="score {collection}")

@@ -70,7 +70,7 @@ def rollback_champion(store: str) -> RollbackSummary:
     client = use_tracking(Store(store))
     present = champion_version(client)
     kept = {str(version.version) for version in client.search_model_versions(f"name = '{MODEL_NAME}'")}
-    history = champions(client)
+    history = champions(client) if kept else []
     while history and (history[-1] == present or history[-1] not in kept):
         history.pop()
     if not history:

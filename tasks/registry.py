@@ -197,7 +197,8 @@ def find_version(client: MlflowClient, model: str) -> Any:
     if not separator:
         raise InputError(f"{model!r} must name a version or an alias: models:/NAME/VERSION or models:/NAME@ALIAS")
     if version == "latest":
-        return max(client.search_model_versions(f"name = '{name}'"), key=lambda found: int(found.version))
+        found = client.search_model_versions(f"name = '{name}'")
+        version = str(max((int(one.version) for one in found), default=1))
     return client.get_model_version(name, version)
 
 

@@ -40,4 +40,4 @@ RETRIED: dict[str, Any] = {
     "retry_delay_seconds": DELAYS,
     "retry_jitter_factor": JITTER,
     "retry_condition_fn": transient,
-}  # of every task that touches the store
+}  # of the tasks that read or write collections

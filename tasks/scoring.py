@@ -36,6 +36,8 @@ from models.maps import map_at
 from models.regions import find_regions
 from models.stream import Scored, batch_size_for, score_stream
 from tasks.images import UnreadableImage, alone_if_huge
+from tasks.layouts.listing import is_hidden
+from tasks.layouts.source import NO_SIZE
 from tasks.manifest import read_part, stream_manifest
 from tasks.pixels import READERS, Load, Pixels, read_ahead
 from tasks.progress import advance
@@ -198,7 +200,7 @@ def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
     it was deleted, no bucket answers for it, and its folder is gone or empty.
     """
     missing = [row for row in scored if row.get("error_kind") == "missing"]
-    if len(missing) < 2 or bucket_answers(missing[0]["uri"]) or any(has_neighbours(row["uri"]) for row in missing):
+    if len(missing) < 2 or bucket_answers(missing[0]["uri"]) or all(map(is_gone, missing)):
         return
     other = next((row for row in scored if row.get("error_kind") != "missing"), None)
     if other and is_there(other["uri"]):
@@ -220,14 +222,18 @@ def is_there(uri: str) -> bool:
     return bool(filesystem.exists(path))
 
 
-def has_neighbours(uri: str) -> bool:
-    """Whether anything lies in the local folder of a file: then the file itself is gone, or was never more than a name."""
-    filesystem, path = open_filesystem(uri)
+def is_gone(row: dict[str, Any]) -> bool:
+    """Whether the folder of a missing file is in reach, as others lie in it: then the file is gone, or was but a name.
+
+    A link that led to a file when it was listed tells nothing: what it leads to may be out of reach.
+    """
+    filesystem, path = open_filesystem(row["uri"])
     if not isinstance(filesystem, LocalFileSystem):
         return False
+    if os.path.islink(path) and not row["etag"].endswith(NO_SIZE):
+        return False
     try:
-        with os.scandir(os.path.dirname(path)) as entries:
-            return next(entries, None) is not None
+        return any(not is_hidden(name) for name in os.listdir(os.path.dirname(path)))
     except OSError:
         return False
 

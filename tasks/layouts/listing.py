@@ -51,7 +51,8 @@ def identity(folder: str) -> tuple[int, int] | None:
 
 
 def is_hidden(name: str) -> bool:
-    return name.startswith(".") or "/." in name
+    """Also what a file system keeps for itself."""
+    return name.startswith(".") or "/." in name or name.split("/", 1)[0] == "lost+found"
 
 
 # --- S3 ---------------------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def folder_objects(filesystem: Any, root: str, above: str) -> Iterator[tuple[str
                 yield from folder_objects(filesystem, root, above + name)
             elif info["type"] in ("file", "link"):
                 yield above + name, info
-            elif info.get("islink"):
+            elif info.get("islink") and info["type"] == "directory":
                 log.warning("%s/%s%s is a link to a folder: what is below it is left out", root, above, name)
     except (FileNotFoundError, NotADirectoryError):
         return  # it vanished meanwhile, or never was
@@ -136,7 +137,7 @@ def folder_objects(filesystem: Any, root: str, above: str) -> Iterator[tuple[str
 def local_children(filesystem: LocalFileSystem, folder: str) -> Iterator[tuple[str, Info]]:
     """Names, those of folders with a slash, in order, and facts."""
     with os.scandir(folder) as entries:
-        seen = (entry for entry in entries if not is_hidden(entry.name) and entry.name != "lost+found")
+        seen = (entry for entry in entries if not is_hidden(entry.name))
         names = sorted(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in seen)
     for name in names:
         try:

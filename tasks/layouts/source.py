@@ -23,6 +23,7 @@ from tasks.store import open_filesystem
 
 RANGE = 65_536  # bytes: the least that is read of an object, and nearly always what its header is in
 NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)  # links in a circle or through a file, names with escapes
+NO_SIZE = "-0"  # ends the etag of a local file without content, and of a link that led nowhere when it was listed
 NORMAL_NAMES = frozenset({"good", "normal", "ok"})
 
 

@@ -60,6 +60,7 @@ def anomalyclip(
 ) -> Command:
     """The command in this process, on a store of the test's own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))  # the command makes it
 
     def call(*arguments: str) -> Answer:
         capsys.readouterr()

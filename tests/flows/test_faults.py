@@ -137,10 +137,9 @@ def test_a_full_disk_fails_the_run_leaves_no_half_file_and_the_next_one_goes_on(
     filler = small_disk / "filler"
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(bytes(free - 24_576))  # room for some of what 6 shards write
-    answer = anomalyclip("score", "--collection", "parts", "--shard-size", "4", "--json")
+    answer = anomalyclip("score", "--collection", "parts", "--shard-size", "4")
     assert answer.code == 1
     assert "No space left on device" in answer.err
-    assert "No space left on device" in answer.json["failed"][0]["reason"]
     files = [path for path in (small_disk / "store").rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix == ".tmp"]
     committed = {path: path.read_bytes() for path in files if "scores" in path.parts}

@@ -124,6 +124,9 @@ def test_a_night_with_a_shard_that_failed_says_so_and_the_next_one_tells_all(
         "collection": "parts", "images": 30, "scored": 0, "already_scored": 24, "anomalous": "–", "unreadable": 0,
         "failed shards": 1, "seconds": 0,
     }  # fmt: skip
+    again = anomalyclip("score", "--collection", "parts", "--json")
+    assert (again.code, len(again.json["failed"])) == (1, 1)
+    assert again.err.splitlines()[-1].startswith("anomalyclip: 1 of 1 shards of 'parts' failed")
 
     maps.unlink()
     (tmp_path / "maps").rename(maps)

@@ -100,6 +100,9 @@ def test_where_no_version_was_champion_there_is_no_way_back(versions: Versions) 
     versions.client.delete_model_version(MODEL_NAME, "1")
     with pytest.raises(InputError, match="no version was champion and is left"):
         rollback(versions)
+    versions.client.delete_registered_model(MODEL_NAME)
+    with pytest.raises(InputError, match="no version was champion and is left"):
+        rollback(versions)
 
 
 def test_a_gate_against_another_champion_counts_no_more(versions: Versions) -> None:

@@ -78,6 +78,8 @@ def test_a_version_is_named_by_its_number_for_ever(two_versions) -> None:
     assert resolved == versions[1]
     assert resolved.partition == "anomalyclip.v2"
     assert resolve_model(store, "models:/anomalyclip/latest") == versions[-1]
+    with pytest.raises(InputError, match="there is no model"):
+        resolve_model(store, "models:/nothing/latest")
 
 
 def test_the_bundle_that_is_loaded_is_the_one_that_was_registered(two_versions, bundle: Path) -> None:

@@ -361,6 +361,19 @@ def test_a_shard_of_names_that_lead_to_no_file_is_committed(store: Store, tmp_pa
     assert [row["error_kind"] for row in read_scores(store, model)] == ["missing"] * 3
 
 
+def test_links_into_a_folder_that_is_out_of_reach_are_not_scored_as_missing(
+    store: Store, source: Path, tmp_path: Path, model
+) -> None:
+    (tmp_path / "links").mkdir()
+    for path in source.glob("*.png"):
+        (tmp_path / "links" / path.name).symlink_to(path)
+    ingest(store, tmp_path / "links")
+    source.rename(source.with_name("away"))
+    with pytest.raises(FileNotFoundError, match="is their source in reach"):
+        score(store, model)
+    assert read_scores(store, model) == []
+
+
 def test_a_source_that_goes_away_while_a_shard_is_read_is_not_scored_as_missing(
     store: Store, source: Path, model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
