@@ -52,7 +52,7 @@ bench-metrics: .venv/installed  ## Measure the pixel metrics beside the publishe
 bench-pipeline: .venv/installed  ## Measure ingest, storage, Prefect and Ray beside a bare loop, on a real S3 server
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.pipeline --json bench-pipeline.json
 
-pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing (two hours)
+pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing (two and a quarter hours)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain
 
 clean:  ## Remove the environment, the local store and the local stack

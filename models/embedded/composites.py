@@ -1,9 +1,10 @@
-"""Families without a fixed design: every scene invents its own part, pattern, or takes a piece of a photograph.
+"""Families without a fixed design: every scene invents its own, or makes it of photographs or of other families.
 
 Named families teach what a nut looks like, these teach what flawless looks like: repetition, symmetry, print, inlays and
 scattered grains belong to a thing. Pre-training alone uses them. Each takes a random stream and a size, gives layers.
 """
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from models.embedded.drawing import (
     flat,
     fractal,
     grains,
+    grey,
     lattice,
     lettering,
     lit,
@@ -207,3 +209,51 @@ def photographed(rng: Rng, size: int) -> Layers:
         d = outline(rng, f)
         return stand(rng, lit(piece, rng.uniform(0, 0.8) * f.bevel(rng, d, log_uniform(rng, 0.03, 0.5))), f.cover(d))
     return surface(rng, piece)
+
+
+Sources = Sequence[Callable[[Rng, int], Layers]]
+
+
+def drawn(sources: Sources, rng: Rng, size: int) -> Layers:
+    return sources[int(rng.integers(len(sources)))](rng, size)
+
+
+def kaleidoscope(sources: Sources, rng: Rng, size: int) -> Layers:
+    """A piece of another family's image, repeated as a wallpaper or around a point: only a defect breaks the symmetry."""
+    piece, mirrored = drawn(sources, rng, size).image, rng.random() < 0.6
+    if rng.random() < 0.5:
+        u, v = lattice(rng, size, 1 / 12, 1 / 2, warp=rng.uniform(0, 0.03))
+        u = u + rng.choice([0.0, 0.0, 0.5]) * np.floor(v)
+        x, y = ((np.abs(w % 2 - 1) if mirrored else w % 1) for w in (u, v))
+        return surface(rng, sampled(rng, piece, x, y))
+    f = place(rng, size)
+    radius, angle = f.polar
+    local = sectors(angle, int(rng.integers(2, 13)))
+    local = np.abs(local) if mirrored else local
+    image = sampled(rng, piece, 0.5 + 0.5 * radius * np.cos(local), 0.5 + 0.5 * radius * np.sin(local))
+    if rng.random() < 0.3:
+        return surface(rng, image)
+    d = outline(rng, f)
+    return stand(rng, lit(image, rng.uniform(0, 1) * f.bevel(rng, d, log_uniform(rng, 0.03, 0.5))), f.cover(d))
+
+
+def sampled(rng: Rng, piece: Array, x: Array, y: Array) -> Array:
+    """(S, S, 3): a random square of the piece (S, S, 3) read where x, y (S, S) say, in [0, 1]; mirrored beyond it."""
+    side = len(piece) * rng.uniform(0.3, 1)
+    left, top = rng.uniform(0, len(piece) - side, 2)
+    return cv2.remap(
+        piece, (left + side * x).astype(np.float32), (top + side * y).astype(np.float32),
+        cv2.INTER_LINEAR, None, cv2.BORDER_REFLECT,
+    )  # fmt: skip
+
+
+def hybrid(things: Sources, materials: Sources, rng: Rng, size: int) -> Layers:
+    """A thing made of, or printed with, the material of another family, at times on a third as its table."""
+    thing, material_of = drawn(things, rng, size), drawn(materials, rng, size).image
+    if rng.random() < 0.5:
+        shade = grey(thing.foreground)[..., 0]
+        image = lit(material_of, rng.uniform(0.4, 1) * (shade / max(float(shade.mean()), 0.05) - 1))
+    else:
+        image = paint(thing.foreground, np.full((size, size), rng.uniform(0.2, 0.7)), material_of)
+    table = drawn(materials, rng, size).image if rng.random() < 0.5 else thing.background
+    return Layers(table, image, thing.alpha)

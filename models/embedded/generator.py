@@ -3,7 +3,8 @@
 A family renders layers, a defect paints on the object, a camera photographs the flawless and the damaged versions with
 the same parameters: within a scene only the defect tells the images apart. Flawless images carry print, highlights,
 grain and shadows of their own, so that odd looking alone is not damaged. All random numbers come from one stream that
-family and seed determine. About 14 ms a scene of 192 px with two damaged images, on one core.
+family and seed determine. About 14 ms a scene of 192 px with two damaged images, on one core, 25 where it is made of
+other families (`composites.py`).
 
 Conventions: images are (S, S, 3) RGB float32 in [0, 1], masks and fields (S, S) float32, lengths are fractions of S.
 """
@@ -11,77 +12,15 @@ Conventions: images are (S, S, 3) RGB float32 in [0, 1], masks and fields (S, S)
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 
-from models.embedded.camera import (
-    photograph,
-    random_camera,
-)
-from models.embedded.composites import part, pattern, photographed
-from models.embedded.defects import (
-    DEFECTS,
-    Defect,
-    strong_stain,
-)
-from models.embedded.drawing import (
-    Array,
-    Layers,
-    Rng,
-    grey,
-    paint,
-)
-from models.embedded.objects import (
-    bearing,
-    bottle,
-    button,
-    capsule,
-    circuit_board,
-    cookie,
-    gear,
-    hex_nut,
-    label,
-    microchip,
-    pill,
-    screw,
-    washer,
-)
-from models.embedded.surfaces import (
-    brushed_metal,
-    carpet,
-    concrete,
-    corrugated_sheet,
-    granite,
-    knit_fabric,
-    leather,
-    marble,
-    paper,
-    rubber,
-    tile,
-    wire_mesh,
-    wood,
-)
-from models.embedded.wares import (
-    battery,
-    blister,
-    bottle_cap,
-    bread,
-    cable,
-    chocolate,
-    coin,
-    connector,
-    fruit,
-    fuse,
-    key,
-    keypad,
-    leaf,
-    pencil,
-    plate,
-    resistor,
-    spring,
-    wheel,
-)
+from models.embedded import composites, goods, objects, surfaces, wares
+from models.embedded.camera import photograph, random_camera
+from models.embedded.defects import DEFECTS, Defect, strong_stain
+from models.embedded.drawing import Array, Layers, Rng, grey, paint
 
 Family = Callable[[Rng, int], Layers]
 VISIBLE = 0.05  # the least change of a channel that counts as part of a defect
@@ -140,64 +79,98 @@ def pick_defect(rng: Rng) -> tuple[str, Defect]:
     return name, DEFECTS[name]
 
 
-FAMILIES: dict[str, Family] = {
-    "carpet": carpet,
-    "brushed metal": brushed_metal,
-    "wood": wood,
-    "tile": tile,
-    "knit fabric": knit_fabric,
-    "marble": marble,
-    "concrete": concrete,
-    "leather": leather,
-    "granite": granite,
-    "wire mesh": wire_mesh,
-    "corrugated sheet": corrugated_sheet,
-    "rubber": rubber,
-    "paper": paper,
-    "pill": pill,
-    "capsule": capsule,
-    "hex nut": hex_nut,
-    "washer": washer,
-    "bearing": bearing,
-    "bottle": bottle,
-    "button": button,
-    "cookie": cookie,
-    "gear": gear,
-    "screw": screw,
-    "microchip": microchip,
-    "circuit board": circuit_board,
-    "label": label,
-    "coin": coin,
-    "bottle cap": bottle_cap,
-    "wheel": wheel,
-    "plate": plate,
-    "cable": cable,
-    "battery": battery,
-    "resistor": resistor,
-    "fuse": fuse,
-    "key": key,
-    "spring": spring,
-    "bread": bread,
-    "fruit": fruit,
-    "leaf": leaf,
-    "pencil": pencil,
-    "blister": blister,
-    "keypad": keypad,
-    "chocolate": chocolate,
-    "connector": connector,
-    "part": part,
-    "pattern": pattern,
-    "photograph": photographed,
+NAMED: dict[str, Family] = {
+    "carpet": surfaces.carpet,
+    "brushed metal": surfaces.brushed_metal,
+    "wood": surfaces.wood,
+    "tile": surfaces.tile,
+    "knit fabric": surfaces.knit_fabric,
+    "marble": surfaces.marble,
+    "concrete": surfaces.concrete,
+    "leather": surfaces.leather,
+    "granite": surfaces.granite,
+    "wire mesh": surfaces.wire_mesh,
+    "corrugated sheet": surfaces.corrugated_sheet,
+    "rubber": surfaces.rubber,
+    "paper": surfaces.paper,
+    "denim": surfaces.denim,
+    "plaster": surfaces.plaster,
+    "asphalt": surfaces.asphalt,
+    "foam": surfaces.foam,
+    "parquet": surfaces.parquet,
+    "pill": objects.pill,
+    "capsule": objects.capsule,
+    "hex nut": objects.hex_nut,
+    "washer": objects.washer,
+    "bearing": objects.bearing,
+    "bottle": objects.bottle,
+    "button": objects.button,
+    "cookie": objects.cookie,
+    "gear": objects.gear,
+    "screw": objects.screw,
+    "microchip": objects.microchip,
+    "circuit board": objects.circuit_board,
+    "label": objects.label,
+    "coin": wares.coin,
+    "bottle cap": wares.bottle_cap,
+    "wheel": wares.wheel,
+    "plate": wares.plate,
+    "cable": wares.cable,
+    "battery": wares.battery,
+    "resistor": wares.resistor,
+    "fuse": wares.fuse,
+    "key": wares.key,
+    "spring": wares.spring,
+    "bread": wares.bread,
+    "fruit": wares.fruit,
+    "leaf": wares.leaf,
+    "pencil": wares.pencil,
+    "blister": wares.blister,
+    "keypad": wares.keypad,
+    "chocolate": wares.chocolate,
+    "connector": wares.connector,
+    "clock": goods.clock,
+    "record": goods.record,
+    "can lid": goods.can_lid,
+    "flange": goods.flange,
+    "fan": goods.fan,
+    "comb": goods.comb,
+    "spoon": goods.spoon,
+    "playing card": goods.playing_card,
+    "cork": goods.cork,
+    "cracker": goods.cracker,
+    "doughnut": goods.doughnut,
+    "pizza": goods.pizza,
+    "slice of citrus": goods.citrus,
+    "egg": goods.egg,
+    "domino": goods.domino,
+    "bulb": goods.bulb,
+    "zip": goods.zip_fastener,
+    "chain": goods.chain,
+    "shoe sole": goods.shoe_sole,
 }
 
 SPLIT: dict[str, tuple[str, ...]] = {
     "pretrain": (
         *("carpet", "brushed metal", "wood", "knit fabric", "marble", "concrete", "rubber"),
+        *("denim", "plaster", "asphalt", "foam", "parquet"),
         *("pill", "hex nut", "bottle", "button", "bearing", "circuit board", "label"),
         *("coin", "bottle cap", "wheel", "plate", "cable", "battery", "resistor", "fuse", "key"),
         *("spring", "bread", "fruit", "leaf", "pencil", "blister", "keypad", "chocolate", "connector"),
-        *("part", "pattern", "photograph"),  # of endless designs, see composites.py
+        *("clock", "record", "can lid", "flange", "fan", "comb", "spoon", "playing card", "cork", "cracker"),
+        *("doughnut", "pizza", "slice of citrus", "egg", "domino", "bulb", "zip", "chain", "shoe sole"),
+        *("part", "pattern", "photograph", "kaleidoscope", "hybrid"),  # of endless designs, see composites.py
     ),
     "auxiliary": ("tile", "granite", "paper", "screw", "washer", "microchip"),
     "held_out": ("leather", "wire mesh", "corrugated sheet", "cookie", "gear", "capsule"),
+}
+
+SOURCES = [NAMED[name] for name in SPLIT["pretrain"] if name in NAMED]
+MATERIALS = [family for family in SOURCES if family in vars(surfaces).values()] + [composites.pattern]
+FAMILIES: dict[str, Family] = NAMED | {
+    "part": composites.part,
+    "pattern": composites.pattern,
+    "photograph": composites.photographed,
+    "kaleidoscope": partial(composites.kaleidoscope, SOURCES),
+    "hybrid": partial(composites.hybrid, SOURCES, MATERIALS),
 }

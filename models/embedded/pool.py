@@ -1,6 +1,7 @@
 """The images of pre-training: scenes that are drawn once, kept in memory, and warped anew every time."""
 
 import multiprocessing
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from models.preprocess import normalise
 SCENE_SIZE = 192
 CHUNK = 256  # scenes a file
 FAMILIES = SPLIT["pretrain"]
-SHARE = {"part": 6, "pattern": 4, "photograph": 3}  # scenes of a family for each one of a family of fixed design
+SHARE = {"part": 6, "pattern": 4, "photograph": 3, "kaleidoscope": 6, "hybrid": 8}  # scenes for each of a named family
 DEFECT_NAMES = tuple(DEFECTS)
 
 
@@ -41,7 +42,11 @@ def make_chunk(job: tuple[Path, int, int]) -> None:
 def make_pool(folder: Path, scenes: int, seed: int) -> list[Path]:
     """Generate what is missing of the pool, on all cores; returns its files."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / f"chunk-{chunk:04d}.npz", seed + chunk * CHUNK, CHUNK) for chunk in range(-(-scenes // CHUNK))]
+    key = zlib.crc32(repr((FAMILIES, SHARE)).encode())  # chunks hold numbers of families
+    jobs = [
+        (folder / f"chunk-{key:08x}-{chunk:04d}.npz", seed + chunk * CHUNK, CHUNK)
+        for chunk in range(-(-scenes // CHUNK))
+    ]
     context = multiprocessing.get_context("spawn")
     with context.Pool() as pool:
         for done, _ in enumerate(pool.imap_unordered(make_chunk, jobs), start=1):

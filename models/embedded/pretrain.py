@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
 }
 TEMPERATURE = 0.07
 CAPTIONS = 32  # a step
-CONE = 8.0  # see narrow_cone
+CONE = 14.0  # see narrow_cone
 
 
 # --- the model and its losses -----------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def main() -> None:
         "--stem-steps", type=int, nargs=3, default=[1500, 1000, 300], metavar="STEPS", help="see distil.py"
     )
     parser.add_argument("--steps", type=int, default=1800, help="above the frozen stem")
-    parser.add_argument("--joint-steps", type=int, default=560, help="of stem and CLIP together")
+    parser.add_argument("--joint-steps", type=int, default=640, help="of stem and CLIP together")
     parser.add_argument("--scenes", type=int, default=48, help="scenes a step, three images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -172,3 +172,64 @@ def paper(rng: Rng, size: int) -> Layers:
         image = paint(image, 0.8 * decal(text, (u / 6) % 2 - 1, (v / 2.5) % 2 - 1), 0.5 * ink)
     fibres = rng.uniform(0.02, 0.06) * streaks(rng, size, 1 / 150, 4) + 0.03 * noise(rng, size, 1 / 60)
     return surface(rng, lit(image, fibres))
+
+
+def denim(rng: Rng, size: int) -> Layers:
+    """A twill with thick and thin threads, at times with a seam."""
+    u, v = lattice(rng, size, 1 / 60, 1 / 24, warp=0.1)
+    twill = 0.25 * np.sin(2 * np.pi * (u + v / rng.integers(1, 4))) + 0.1 * np.sin(2 * np.pi * v)
+    slub = rng.uniform(0.05, 0.2) * streaks(rng, size, 1 / 100, rng.uniform(10, 40))
+    image = lit(flat(size, any_colour(rng)), twill, slub)
+    if rng.random() < 0.4:
+        across, along = u / 30 - np.floor(u.mean() / 30), v
+        stitches = (np.abs(across % 0.25 - 0.12) < 0.01) & (along % 3 < 2) & (np.abs(across - 0.5) < 0.25)
+        image = lit(image, 0.4 * relief(rng, 4 * np.clip(1 - np.abs(across - 0.5) * 3, 0, 1)))
+        image = paint(image, stitches.astype(np.float32), any_colour(rng))
+    return surface(rng, image)
+
+
+def plaster(rng: Rng, size: int) -> Layers:
+    """Rough, trowelled in arcs, or combed."""
+    rough = fractal(rng, size, log_uniform(rng, 1 / 40, 1 / 10))
+    u, v = lattice(rng, size, 1 / 12, 1 / 4, warp=0.3)
+    arcs = np.sin(rng.uniform(4, 12) * np.hypot(u % 1 - 0.5, v % 1)) * rng.choice([0, 0, 1])
+    image = flat(size, colour(rng, (0, 1), (0, 0.3), (0.5, 1)))
+    return surface(rng, lit(image, rng.uniform(0.3, 1) * relief(rng, rng.uniform(1, 4) * rough + 2 * arcs)))
+
+
+def asphalt(rng: Rng, size: int) -> Layers:
+    """Stones of many greys, close together, in bitumen."""
+    distance, numbers = grains(rng, size, log_uniform(rng, 1 / 60, 1 / 16))
+    each = rng.uniform(0.2, rng.uniform(0.4, 0.9), numbers.max() + 1).astype(np.float32)[numbers]
+    stones = np.clip(rng.uniform(1, 3) - 0.5 * distance, 0, 1)
+    binder = colour(rng, (0, 1), (0, 0.2), (0.1, 0.3))
+    image = paint(flat(size, binder), stones, each[..., None] * colour(rng, (0, 1), (0, 0.25), (0.8, 1)))
+    return surface(rng, lit(image, 0.1 * noise(rng, size, 1 / 140), 0.6 * relief(rng, 2 * stones)))
+
+
+def foam(rng: Rng, size: int) -> Layers:
+    """Round cells of many sizes, lit from one side."""
+    cells = np.zeros((size, size), np.float32)
+    for pitch in (log_uniform(rng, 1 / 24, 1 / 8), log_uniform(rng, 1 / 70, 1 / 25)):
+        distance, _ = grains(rng, size, pitch)
+        cells = np.maximum(cells, np.clip(1 - distance / (0.45 * pitch * size), 0, 1))
+    image = flat(size, any_colour(rng))
+    return surface(rng, lit(image, -rng.uniform(0.2, 0.7) * cells, rng.uniform(0.2, 0.8) * relief(rng, -6 * cells)))
+
+
+def parquet(rng: Rng, size: int) -> Layers:
+    """Staves in a herringbone, basket or brick bond, each with its own tone and grain."""
+    u, v = lattice(rng, size, 1 / 8, 1 / 2.5)
+    n = int(rng.integers(2, 6))
+    upright = (np.floor(u) + np.floor(v)) % 2 > 0
+    if rng.random() < 0.4:
+        upright, u = np.zeros_like(upright), u + 0.5 * (np.floor(v * n) % 2)
+    across, along = np.where(upright, u, v), np.where(upright, v, u)
+    stave = np.sin(12.9 * np.floor(across * n) + 7.3 * np.floor(along) + 3.1 * upright)
+    seam = np.minimum(np.abs((across * n + 0.5) % 1 - 0.5) / n, np.abs((along + 0.5) % 1 - 0.5)) < rng.uniform(
+        0.005, 0.02
+    )
+    grain = np.sin(across * rng.uniform(40, 120) + 2 * noise(rng, size, 0.1) + 5 * stave)
+    image = flat(size, colour(rng, (0.03, 0.12), (0.25, 0.75), (0.3, 0.9)))
+    image = lit(image, rng.uniform(0.05, 0.25) * stave, rng.uniform(0.02, 0.12) * grain)
+    return surface(rng, lit(image, -0.5 * seam))
