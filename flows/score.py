@@ -74,11 +74,12 @@ class ShardsFailed(RuntimeError):
     """Some shards are not scored; summary: what the others came to."""
 
     def __init__(self, sentence: str, summary: ScoreSummary) -> None:
-        super().__init__(sentence, summary)  # all arguments, or Prefect could not unpickle it
+        super().__init__(sentence)
         self.summary = summary
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    def __reduce__(self) -> tuple[type, tuple[str, ScoreSummary]]:
+        """Where Prefect keeps results it pickles them."""
+        return type(self), (str(self), self.summary)
 
 
 @flow(name="score", flow_run_name="score {collection}")
