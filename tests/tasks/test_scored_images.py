@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from models.maps import map_at
-from tasks import scoring
+from tasks import pixels, scoring
 from tasks.images import LARGEST
 from tasks.manifest import ingest_source, read_manifest, records
 from tasks.shards import model_folder
@@ -145,8 +145,8 @@ def test_huge_images_are_in_memory_one_at_a_time(huge: bool, store, source, mode
         monkeypatch.setattr("tasks.images.HUGE", 100)
     monkeypatch.setattr("tasks.scoring.map_threshold", lambda config: 0.0)  # every image gets a mask
     together: dict[str, list[int]] = {"to_square": [], "find_regions": []}
-    for name, seen in together.items():
-        monkeypatch.setattr(f"tasks.scoring.{name}", counted(getattr(scoring, name), seen))
+    for module, (name, seen) in zip((pixels, scoring), together.items(), strict=True):
+        monkeypatch.setattr(module, name, counted(getattr(module, name), seen))
     ingest(store, source)
     score(store, model, 100)
     assert [max(seen) == 1 for seen in together.values()] == [huge, huge]
