@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,30 +157,22 @@ def encode_row(row: Row, encode: Callable[[Item], Row], peak_scale: float) -> Ro
         item = without_mask(row, peak_scale)
         with alone_if_huge(item.size[0] * item.size[1] if item.size else 0):
             return encode(item)
-    with written_mask(row["mask_uri"]) as mask:
-        return encode(Item(row, mask, (mask.shape[0], mask.shape[1]), peak_scale))
-
-
-@contextmanager
-def written_mask(uri: str) -> Iterator[NDArray[np.bool_]]:
-    """A mask (H, W) that scoring wrote; no other large image is held meanwhile."""
+    data = read_written_mask(row["mask_uri"])
     try:
-        data = read_uri(uri)
-        pixels = count_pixels(data)
+        with alone_if_huge(count_pixels(data)):
+            mask = np.asarray(decode_image(data)) > 0
+            return encode(Item(row, mask, (mask.shape[0], mask.shape[1]), peak_scale))
+    except UnreadableImage as error:
+        raise InputError(
+            f"the mask {row['mask_uri']} is damaged ({error}): delete the scores of its model, and score again"
+        ) from error
+
+
+def read_written_mask(uri: str) -> bytes:
+    try:
+        return read_uri(uri)
     except FileNotFoundError:
         raise InputError(f"the mask {uri} was removed from the store: its image cannot be exported") from None
-    except UnreadableImage as error:
-        raise InputError(damaged_mask(uri, error)) from error
-    with alone_if_huge(pixels):
-        try:
-            mask = np.asarray(decode_image(data)) > 0
-        except UnreadableImage as error:
-            raise InputError(damaged_mask(uri, error)) from error
-        yield mask
-
-
-def damaged_mask(uri: str, error: UnreadableImage) -> str:
-    return f"the mask {uri} is damaged ({error}): delete the scores of its model, and score again"
 
 
 def without_mask(row: Row, peak_scale: float) -> Item:
