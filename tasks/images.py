@@ -28,9 +28,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # once: catch_warnings is no
 
 
 class UnreadableImage(Exception):
-    """kind is the word for the tables: empty, unsupported, corrupt, too_large, missing, changed, unreadable.
+    """kind is the word for the tables: empty, unsupported, corrupt, too_large, missing, changed, unreadable, forbidden.
 
-    The served model has one more, forbidden: an address that it may not read.
+    forbidden is what a store refuses, and of the served model an address that it may not read.
     """
 
     def __init__(self, kind: str, detail: str) -> None:

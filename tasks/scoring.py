@@ -39,7 +39,7 @@ from tasks.images import UnreadableImage, alone_if_huge
 from tasks.layouts.listing import is_hidden
 from tasks.layouts.source import NO_SIZE
 from tasks.manifest import read_part, stream_manifest
-from tasks.pixels import READERS, Load, Pixels, read_ahead
+from tasks.pixels import READERS, Load, Pixels, load_pixels, read_ahead
 from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import RETRIED
@@ -177,6 +177,7 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
                 advance()
         scored += [future.result() for future in pending]
         check_source(output, scored)
+        check_access(scored)
         output.settle_precision()
         if output.is_committed(shard):
             return output.committed(shard)
@@ -215,6 +216,20 @@ def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
         f"none of the {len(scored)} images can be found, {scored[0]['uri']} the first: is their source "
         "in reach? `anomalyclip ingest` notes which were deleted"
     )
+
+
+def check_access(scored: list[dict[str, Any]]) -> None:
+    """PermissionError unless of images that a store refuses others can be read, now as before: else it is the credentials,
+    and a row would say for ever that they did not suffice.
+    """
+    refused = next((row for row in scored if row.get("error_kind") == "forbidden"), None)
+    if refused is None:
+        return
+    other = next((row for row in scored if row.get("score") is not None), None)
+    if other is None:
+        raise PermissionError(f"{refused['uri']} may not be read, nor anything else: {refused['error_detail']}")
+    filesystem, path = open_filesystem(other["uri"])
+    filesystem.cat_file(path, start=0, end=1)
 
 
 def is_there(uri: str) -> bool:
@@ -262,7 +277,7 @@ def score_rows(
 ) -> Generator[tuple[dict[str, Any], ScoredImage | UnreadableImage], None, None]:
     """Every row in order with its result. Batches are fixed slices of the rows, whatever is unreadable in them.
 
-    load: from a row to its pixels, load_pixels where nothing is given. A baseline's prompts name the class: it takes
+    load: from a row to its pixels, load_permitted where nothing is given. A baseline's prompts name the class: it takes
     neighbouring rows of one class at a time. The model is held from the first batch until the iterator ends or is closed.
     """
     if isinstance(detector, Baseline):
@@ -274,7 +289,7 @@ def score_rows(
     loaded: deque[list[Pixels | UnreadableImage]] = deque()
 
     def batches(turn: ExitStack) -> Iterator[np.ndarray]:
-        for number, batch in enumerate(read_ahead(readers, slices, side, load)):
+        for number, batch in enumerate(read_ahead(readers, slices, side, load or load_permitted)):
             if number == 0:
                 turn.enter_context(_model)
             loaded.append(batch)
@@ -284,6 +299,14 @@ def score_rows(
     with ExitStack() as turn:
         for batch_rows, scored in zip(slices, score_stream(detector, batches(turn)), strict=True):
             yield from pair_results(batch_rows, loaded.popleft(), scored)
+
+
+def load_permitted(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:
+    """load_pixels; an object that its store refuses is forbidden until check_access has seen others."""
+    try:
+        return load_pixels(row, image_size)
+    except PermissionError as error:
+        return UnreadableImage("forbidden", str(error))
 
 
 def pair_results(

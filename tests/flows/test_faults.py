@@ -1,11 +1,14 @@
 """Storage that fails: a busy or broken server, lost connections, refused credentials, a full disk, a clock that jumps."""
 
+import itertools
 import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
@@ -21,6 +24,12 @@ def results(filesystem: s3fs.S3FileSystem) -> dict[str, bytes]:
     filesystem.invalidate_cache()
     folders = [f"{RESULTS}/{kind}" for kind in ("scores", "maps", "masks")]
     return {path: filesystem.cat_file(path) for folder in folders for path in filesystem.find(folder)}
+
+
+def tables(files: dict[str, bytes]) -> list[pa.Table]:
+    return [
+        pq.read_table(pa.BufferReader(data)) for path, data in files.items() if path.startswith(f"{RESULTS}/scores/")
+    ]
 
 
 @pytest.fixture
@@ -70,16 +79,35 @@ def test_a_run_that_fails_half_way_is_finished_by_the_next_one(anomalyclip: Comm
     assert results(buckets) == scored
 
 
+def is_image(method: str, path: str) -> bool:
+    return method == "GET" and path.startswith("/photos/") and path.endswith(".png")
+
+
 @pytest.mark.parametrize("runner", ["threads", "ray"])
-def test_an_image_that_may_not_be_read_fails_its_shard_at_once_and_the_rest_is_committed(
-    anomalyclip: Command, buckets, scored, faults, runner: str
-):
-    faults.refuse = lambda method, path: method == "GET" and path.endswith("/001.png")
+def test_an_image_that_may_not_be_read_is_a_row(anomalyclip: Command, buckets, scored, faults, runner: str):
+    faults.refuse = lambda method, path: is_image(method, path) and path.endswith("/001.png")
     answer = anomalyclip("score", "--collection", "line", "--shard-size", "4", "--runner", runner)
+    assert answer.code == 0, answer.err
+    assert faults.seen["denied"] == 1  # no further try
+    rows = [row for data in tables(results(buckets)) for row in data.to_pylist()]
+    assert [(row["uri"][-7:], row["error_detail"]) for row in rows if row["error_kind"] == "forbidden"] == [
+        ("001.png", "Access Denied")
+    ]
+    assert sum(row["score"] is not None for row in rows) == len(rows) - 1
+
+
+@pytest.mark.parametrize("images_before", [0, 3])
+def test_credentials_that_do_not_suffice_any_more_fail_their_shards_at_once(
+    anomalyclip: Command, buckets, scored, faults, images_before: int
+):
+    """None can be read from the beginning, or after a few."""
+    requests = itertools.count()
+    faults.refuse = lambda method, path: is_image(method, path) and next(requests) >= images_before
+    answer = anomalyclip("score", "--collection", "line", "--shard-size", "4")
     assert answer.code == 1
-    assert "1 of 3 shards of 'line' failed, the others are committed" in answer.err
+    assert "3 of 3 shards of 'line' failed" in answer.err
     assert "PermissionError" in answer.err
-    assert faults.seen["denied"] == 1
+    assert not tables(results(buckets))
     faults.refuse = lambda method, path: False
     assert anomalyclip("score", "--collection", "line", "--shard-size", "4").code == 0
     assert results(buckets) == scored
