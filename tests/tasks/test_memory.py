@@ -33,9 +33,7 @@ def peak_memory(folder: Path, objects: int) -> int:
 def test_ten_times_the_objects_take_a_few_bytes_an_object_more(tmp_path: Path) -> None:
     """A listing in memory takes over a thousand; the names of a local folder are a hundred of the bytes that are allowed."""
     small, large = peak_memory(tmp_path, 10_000), peak_memory(tmp_path, 100_000)
-    assert (
-        large - small
-    ) / 90_000 < 700  # 130 to 170, and what allocators hold back: up to 35 MB, however many there are
+    assert (large - small) / 90_000 < 700  # 130 to 170, and up to 35 MB in all that allocators hold back
     assert large < 400e6
 
 
