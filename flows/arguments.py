@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from flows import commands, parameters
-from flows.parameters import help_of
-from tasks.layout_names import LAYOUT_NAMES
+from flows.parameters import choices_of, help_of
 from tasks.store import default_store
 
 Handler = Callable[[argparse.Namespace], tuple[Any, str]]  # the summary, and what a person reads of it
+Command = Callable[[str, Handler, str, str], argparse.ArgumentParser]
 GATE = """The gate passes
 where the lower end of the 95 % interval of the difference, from a bootstrap paired by image on the newest state of the
 reference that both versions have evaluated, is not below -MARGIN: that the version is not worse has to be shown. A
@@ -34,6 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return sub
 
+    for add_commands in (add_demo_and_learning, add_scoring_and_judging, add_promotion, add_nights, add_reproduce):
+        add_commands(command)
+    return parser
+
+
+def add_demo_and_learning(command: Command) -> None:
     demo = command("demo", commands.run_demo, "The whole story on the embedded backbone, offline.", "anomalyclip demo")
     demo.add_argument("--images", type=positive, default=60, help="images of each generated family (default: 60)")
     demo.add_argument("--cells", type=positive, default=150, help="solar cells of each label (default: 150)")
@@ -66,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
                           help="what it was trained on (default: ViT-L-14-336-quickgelu:openai)")  # fmt: skip
     add_geometry(imported)
 
+
+def add_scoring_and_judging(command: Command) -> None:
     score = command("score", commands.run_score, "Score what this model has not scored yet.",
                     "anomalyclip score --collection line-4 --model models:/anomalyclip@champion")  # fmt: skip
     add_collection(score)
@@ -77,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_collection(evaluate)
     evaluated = evaluate.add_mutually_exclusive_group()
     add_model(evaluated)
-    evaluated.add_argument("--baseline", choices=("clip", "clip-ac", "winclip"),
+    evaluated.add_argument("--baseline", choices=choices_of(parameters.BaselineName),
                            help=help_of(parameters.BaselineName))  # fmt: skip
     evaluate.add_argument("--backbone", metavar="SPEC", help=help_of(parameters.BaselineBackbone))
 
@@ -87,6 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("run_id", metavar="RUN", help="MLflow run of an evaluation: its id, or how that begins")
     compare.add_argument("others", metavar="RUN", nargs="+", help="runs that are compared with the first")
 
+
+def add_promotion(command: Command) -> None:
     promote = command("promote", commands.run_promote,
                       "Make a version the champion if it is not worse than the present one.",
                       "anomalyclip promote 3 --reference cookies")  # fmt: skip
@@ -103,6 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
     command("rollback", commands.run_rollback, "Make the version that was champion before the champion again.",
             "anomalyclip rollback")  # fmt: skip
 
+
+def add_nights(command: Command) -> None:
     calibrate = command("calibrate", commands.run_calibrate,
                         "Set thresholds from the scores of an unlabelled reference.",
                         "anomalyclip calibrate --collection line-4 --false-alarm-rate 0.01 --nights 7")  # fmt: skip
@@ -127,11 +139,13 @@ def build_parser() -> argparse.ArgumentParser:
     export = command("export", commands.run_export, "Write the decisions of a scored collection for other tools.",
                      "anomalyclip export --collection line-4 --format coco")  # fmt: skip
     add_collection(export)
-    export.add_argument("--format", required=True, choices=("coco", "label-studio", "lookout"),
+    export.add_argument("--format", required=True, choices=choices_of(parameters.Format),
                         help=help_of(parameters.Format))  # fmt: skip
     add_model(export)
     export.add_argument("--output", metavar="URI", help=help_of(parameters.Output))
 
+
+def add_reproduce(command: Command) -> None:
     reproduce = command("reproduce", commands.run_reproduce,
                         "The paper's protocol over the data sets at hand, beside its numbers.",
                         "anomalyclip reproduce --root ~/data --sets mvtec,visa,btad")  # fmt: skip
@@ -145,7 +159,9 @@ def build_parser() -> argparse.ArgumentParser:
                            help="default: ViT-L-14-336-quickgelu:openai, the paper's")  # fmt: skip
     reproduce.add_argument("--epochs", type=positive, default=15, help="default: 15, as published")
     add_geometry(reproduce)
-    return parser
+
+
+# --- arguments of several commands -------------------------------------------------------------------------------------
 
 
 def add_collection(parser: argparse.ArgumentParser) -> None:
@@ -154,14 +170,15 @@ def add_collection(parser: argparse.ArgumentParser) -> None:
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=help_of(parameters.Source))
-    parser.add_argument("--layout", default="flat", choices=LAYOUT_NAMES, metavar="LAYOUT",
-                        help=f"{help_of(parameters.LayoutName)} (default: flat): {', '.join(LAYOUT_NAMES)}")  # fmt: skip
+    layouts = choices_of(parameters.LayoutName)
+    parser.add_argument("--layout", default="flat", choices=layouts, metavar="LAYOUT",
+                        help=f"{help_of(parameters.LayoutName)} (default: flat): {', '.join(layouts)}")  # fmt: skip
 
 
 def add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runner",
-        choices=("threads", "ray"),
+        choices=choices_of(parameters.Runner),
         default="threads",
         help=f"{help_of(parameters.Runner)} (default: threads)",
     )
@@ -173,7 +190,7 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "bf16", "fp16"),
+        choices=choices_of(parameters.Precision),
         default="fp32",
         help=f"{help_of(parameters.Precision)} (default: fp32)",
     )
@@ -182,7 +199,7 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
 def add_geometry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=positive, help=help_of(parameters.ImageSize))
     layers = parser.add_mutually_exclusive_group()
-    layers.add_argument("--map", dest="map_definition", choices=("last", "multi-layer"), default="last",
+    layers.add_argument("--map", dest="map_definition", choices=choices_of(parameters.MapDefinition), default="last",
                         help=f"{help_of(parameters.MapDefinition)} (default: last)")  # fmt: skip
     layers.add_argument(
         "--feature-layers", type=positive, nargs="+", metavar="L", help=help_of(parameters.FeatureLayers)

@@ -88,3 +88,10 @@ StoreUri = Annotated[
 def help_of(annotated: Any) -> str:
     """The description of one of these parameters."""
     return str(get_args(annotated)[1].json_schema_extra["description"])
+
+
+def choices_of(annotated: Any) -> tuple[str, ...]:
+    """The words that one of these parameters may be."""
+    declared = get_args(annotated)[0]
+    literal = get_args(declared)[0] if type(None) in get_args(declared) else declared  # `Literal[…] | None`
+    return tuple(get_args(literal))

@@ -1,6 +1,6 @@
 """The names of the layouts, apart from their readers: the command line's help imports nothing heavy."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 Layout = Literal[
     "flat", "folders", "labels", "meta",
@@ -8,4 +8,3 @@ Layout = Literal[
     "headct", "brainmri", "br35h", "covid-19",
     "isic", "cvc-colondb", "cvc-clinicdb", "kvasir", "endo", "tn3k",
 ]  # fmt: skip
-LAYOUT_NAMES: tuple[Layout, ...] = get_args(Layout)

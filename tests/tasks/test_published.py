@@ -2,11 +2,12 @@
 
 import logging
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tasks.errors import InputError
-from tasks.layout_names import LAYOUT_NAMES
+from tasks.layout_names import Layout
 from tasks.layouts import DATASETS, LAYOUTS, read_layout
 from tasks.manifest import ingest_source
 from tasks.store import Store
@@ -24,7 +25,7 @@ def test_a_miniature_is_read_as_its_publisher_means_it(layout: str, tmp_path: Pa
 def test_there_are_17_data_sets_and_the_command_line_names_every_layout() -> None:
     assert len(DATASETS) == 17
     assert set(MINIATURES) | {"visa"} == set(DATASETS)
-    assert sorted(LAYOUTS) == sorted(LAYOUT_NAMES)
+    assert sorted(LAYOUTS) == sorted(get_args(Layout))
 
 
 MASKED = {
