@@ -39,7 +39,12 @@ from tasks.store import CACHE, Store
 log = logging.getLogger(__name__)
 BATCH = 8  # images a pass of the tower
 ABANDONED = 86_400  # seconds
-PASSING = ("missing", "changed", "unreadable")  # what keeps an image from being read today and not tomorrow
+PASSING = (
+    "missing",
+    "changed",
+    "unreadable",
+    "forbidden",
+)  # what keeps an image from being read today and not tomorrow
 
 
 @task(name="compute features", **RETRIED)

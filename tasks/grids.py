@@ -3,9 +3,12 @@
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 
 from tasks.errors import InputError
@@ -15,6 +18,7 @@ from tasks.store import Store
 from tasks.tables import MAPS
 
 READ_AT_ONCE = 256  # grids
+READERS = 8  # threads, of which each has so many in memory
 
 
 def stored_grids(
@@ -28,20 +32,38 @@ def stored_grids(
     for part in later_parts(store, folder, first_part):
         if not wanted:
             return
-        with store.fs.open(store.path(*folder, part), "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(READ_AT_ONCE, columns=MAPS.names):
-                columns = (batch.column(name).to_pylist() for name in MAPS.names)
-                for image, rows, cols, values in zip(*columns, strict=True):
-                    if image in wanted:
-                        wanted.remove(image)
-                        yield image, np.frombuffer(values, "<f4").reshape(rows, cols)
+        yield from grids_of_part(store, folder, part, wanted)
 
 
-def read_grids(
-    store: Store, collection: str, model: ModelVersion, images: Iterable[str], first_part: int = 0
-) -> dict[str, np.ndarray]:
-    """The grids of a few images, by their ids; see stored_grids."""
-    return dict(stored_grids(store, collection, model, images, first_part))
+def grids_of_part(
+    store: Store, folder: tuple[str, ...], part: str, wanted: set[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Ids and grids of the wanted images that this part holds, which are wanted no more."""
+    with store.fs.open(store.path(*folder, part), "rb") as file:
+        for batch in pq.ParquetFile(file).iter_batches(READ_AT_ONCE, columns=MAPS.names):
+            columns = (batch.column(name).to_pylist() for name in MAPS.names)
+            for image, rows, cols, values in zip(*columns, strict=True):
+                if image in wanted:
+                    wanted.remove(image)
+                    yield image, np.frombuffer(values, "<f4").reshape(rows, cols)
+
+
+def read_grids(store: Store, collection: str, model: ModelVersion, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The grids of a few scored images by their ids, those without a stored map left out.
+
+    rows: image_id and `file` (see scored.read_outline): a shard's maps have the name of its scores, no other is read.
+    """
+    folder = model_folder(collection, model.partition, "maps")
+
+    def read(part: str, images: pd.Series) -> list[tuple[str, np.ndarray]]:
+        try:
+            return list(grids_of_part(store, folder, part, set(images)))
+        except FileNotFoundError:
+            return []
+
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = rows["image_id"].groupby(rows["file"].astype(str))
+        return dict(chain.from_iterable(pool.map(lambda part: read(*part), parts)))
 
 
 class SpilledGrids:

@@ -30,7 +30,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # once: catch_warnings is no
 class UnreadableImage(Exception):
     """kind is the word for the tables: empty, unsupported, corrupt, too_large, missing, changed, unreadable, forbidden.
 
-    forbidden is what a store refuses, and of the served model an address that it may not read.
+    forbidden: what a store refuses, which may be the credentials' fault (see tasks.scoring.check_access); of the served
+    model, an address that it may not read.
     """
 
     def __init__(self, kind: str, detail: str) -> None:

@@ -315,10 +315,13 @@ def open_rows(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], probe: b
 
 
 def probe_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with what opening its image says; raises InputError where a mask has another size than its image."""
+    """The row with what opening its image says; raises InputError where a mask has another size than its image, and
+    PermissionError where the store refuses it: that may be the credentials' fault, and a row would stay."""
     try:
         header = probe_header(row)
     except UnreadableImage as error:
+        if error.kind == "forbidden":
+            raise PermissionError(f"{row['uri']} may not be read: {error.detail}") from error
         return row | {"status": error.kind, "status_detail": error.detail}
     if row["mask_uri"]:
         check_mask(row, header)

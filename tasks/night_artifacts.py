@@ -56,7 +56,7 @@ def highest_images(store: Store, collection: str, model: ModelVersion, night: Ni
     highest = scored.sort_values("score", ascending=False, kind="stable").head(HIGHEST)
     highest = read_rest(store, collection, model, highest)
     config = bundle_config(store, model)
-    grids = read_grids(store, collection, model, highest["image_id"], night.first_part)
+    grids = read_grids(store, collection, model, highest)
     lines = ["| image | abnormal probability | score | decision | class | name |", "|---|---|---|---|---|---|"]
     for row in records(highest):
         if row["image_id"] not in grids:

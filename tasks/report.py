@@ -88,7 +88,7 @@ def write_report(
     config = bundle_config(target, model)
     rows = outline_of(target, list(metrics), model, first_part, end)
     listed = named(with_rest(target, list(metrics), model, first_rows(rows)))
-    pictures = make_pictures(target, listed, model, config, first_part)
+    pictures = make_pictures(target, listed, model, config)
     page = render(title, notice, run_id, model, config, rows, metrics, page_data(listed, pictures))
     folder_of_page = ("collections", *metrics) if len(metrics) == 1 else ()
     return target.write(page.encode(), *folder_of_page, "reports", run_id, "index.html")
@@ -144,16 +144,14 @@ def count_classes(rows: pd.DataFrame) -> list[ClassCounts]:
     return sorted(counts, key=lambda row: -row.states["anomalous"] / row.images)
 
 
-def make_pictures(
-    store: Store, rows: pd.DataFrame, model: ModelVersion, config: DetectorConfig, first_part: int
-) -> dict[int, Picture]:
+def make_pictures(store: Store, rows: pd.DataFrame, model: ModelVersion, config: DetectorConfig) -> dict[int, Picture]:
     """Pictures of the first and of the last scored rows by their place, as many as the page can hold."""
     places = np.flatnonzero(rows["score"].notna())
     wanted = list(dict.fromkeys([*places[:HIGHEST], *places[-LOWEST:]]))
     shown = rows.iloc[wanted]
     grids: dict[str, np.ndarray] = {}
     for collection, same in shown.groupby("collection"):
-        grids |= read_grids(store, str(collection), model, same["image_id"], first_part)
+        grids |= read_grids(store, str(collection), model, same)
     with ThreadPoolExecutor(READERS) as pool:
         made = pool.map(lambda row: make_picture(row, grids.get(row["image_id"]), config), records(shown))
         return within(PICTURE_BYTES, zip(map(int, wanted), made, strict=True))

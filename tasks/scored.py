@@ -23,14 +23,15 @@ READERS = 16  # threads, of which each has one part in memory
 def read_outline(
     store: Store, collection: str, model: ModelVersion, first_part: int = 0, end: int | None = None
 ) -> pd.DataFrame:
-    """A row a current image of the manifest parts from first_part on, before `end`: OUTLINE and `part`, in the manifest's
-    order."""
+    """A row a current image of the manifest parts from first_part on, before `end`: OUTLINE, the number `part` of its
+    manifest part and the name `file` of its part of scores, in the manifest's order."""
     folder = model_folder(collection, model.partition)
     names = [name for name in later_parts(store, folder, first_part) if end is None or part_number(name) < end]
     scores = read_scores(store, folder, names, OUTLINE)
     current = pa.concat_tables(stream_manifest(store, collection, ["image_id"]))["image_id"]
     places = pc.index_in(current, value_set=scores["image_id"].combine_chunks())  # the first of each
-    return scores.take(places.drop_null()).to_pandas()
+    outline = scores.take(places.drop_null()).to_pandas()
+    return outline.assign(file=pd.Categorical.from_codes(outline["file"].to_numpy(), pd.Index(names, dtype=object)))
 
 
 def read_rest(store: Store, collection: str, model: ModelVersion, rows: pd.DataFrame) -> pd.DataFrame:
@@ -40,12 +41,11 @@ def read_rest(store: Store, collection: str, model: ModelVersion, rows: pd.DataF
     ground truth.
     """
     folder, ids = model_folder(collection, model.partition), pa.array(rows["image_id"], pa.string())
-    parts = set(rows["part"])
-    names = [name for name in store.find(*folder, suffix=".parquet") if part_number(name) in parts]
+    names = sorted(set(rows["file"]))
     scores = read_scores(store, folder, names, SCORES.names, ids).to_pandas().drop_duplicates("image_id")
     facts = [table.filter(pc.is_in(table["image_id"], ids)) for table in stream_manifest(store, collection, FACTS)]
     known = pa.concat_tables(facts).to_pandas(types_mapper=nullable)
-    rest = known.merge(scores, on="image_id", suffixes=("_truth", "")).drop(columns=["part", *OUTLINE[1:]])
+    rest = known.merge(scores, on="image_id", suffixes=("_truth", "")).drop(columns=["part", "file", *OUTLINE[1:]])
     index = pd.Series(rows.index, rows["image_id"])
     whole = rows.merge(rest, on="image_id")
     return whole.set_axis(index.loc[whole["image_id"]])
@@ -54,16 +54,18 @@ def read_rest(store: Store, collection: str, model: ModelVersion, rows: pd.DataF
 def read_scores(
     store: Store, folder: tuple[str, ...], names: list[str], columns: list[str], ids: pa.Array | None = None
 ) -> pa.Table:
-    """These columns of parts of scores, and `part`; with `ids` only rows of these images."""
+    """These columns of parts of scores, `part`, and `file`, its place in names; with `ids` only rows of these images."""
 
-    def read(name: str) -> pa.Table:
+    def read(file: int, name: str) -> pa.Table:
         table = read_parquet(store, *folder, name, columns=columns, schema=SCORES)
-        table = table.append_column("part", pa.array([part_number(name)] * len(table), pa.int32()))
+        for column, value in (("part", part_number(name)), ("file", file)):
+            table = table.append_column(column, pa.array([value] * len(table), pa.int32()))
         return table if ids is None else table.filter(pc.is_in(table["image_id"], ids))
 
-    empty = pa.schema([*(SCORES.field(name) for name in columns), pa.field("part", pa.int32())]).empty_table()
+    places = [pa.field("part", pa.int32()), pa.field("file", pa.int32())]
+    empty = pa.schema([*(SCORES.field(name) for name in columns), *places]).empty_table()
     with ThreadPoolExecutor(READERS) as pool:
-        return pa.concat_tables([empty, *pool.map(read, names)])
+        return pa.concat_tables([empty, *pool.map(read, range(len(names)), names)])
 
 
 def stream_scored(store: Store, collection: str, model: ModelVersion) -> Iterator[dict[str, Any]]:

@@ -39,7 +39,7 @@ from tasks.images import UnreadableImage, alone_if_huge
 from tasks.layouts.listing import is_hidden
 from tasks.layouts.source import NO_SIZE
 from tasks.manifest import read_part, stream_manifest
-from tasks.pixels import READERS, Load, Pixels, load_pixels, read_ahead
+from tasks.pixels import READERS, Load, Pixels, read_ahead
 from tasks.progress import advance
 from tasks.registry import ModelVersion, open_detector
 from tasks.retries import RETRIED
@@ -277,7 +277,7 @@ def score_rows(
 ) -> Generator[tuple[dict[str, Any], ScoredImage | UnreadableImage], None, None]:
     """Every row in order with its result. Batches are fixed slices of the rows, whatever is unreadable in them.
 
-    load: from a row to its pixels, load_permitted where nothing is given. A baseline's prompts name the class: it takes
+    load: from a row to its pixels, load_pixels where nothing is given. A baseline's prompts name the class: it takes
     neighbouring rows of one class at a time. The model is held from the first batch until the iterator ends or is closed.
     """
     if isinstance(detector, Baseline):
@@ -289,7 +289,7 @@ def score_rows(
     loaded: deque[list[Pixels | UnreadableImage]] = deque()
 
     def batches(turn: ExitStack) -> Iterator[np.ndarray]:
-        for number, batch in enumerate(read_ahead(readers, slices, side, load or load_permitted)):
+        for number, batch in enumerate(read_ahead(readers, slices, side, load)):
             if number == 0:
                 turn.enter_context(_model)
             loaded.append(batch)
@@ -299,14 +299,6 @@ def score_rows(
     with ExitStack() as turn:
         for batch_rows, scored in zip(slices, score_stream(detector, batches(turn)), strict=True):
             yield from pair_results(batch_rows, loaded.popleft(), scored)
-
-
-def load_permitted(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:
-    """load_pixels; an object that its store refuses is forbidden until check_access has seen others."""
-    try:
-        return load_pixels(row, image_size)
-    except PermissionError as error:
-        return UnreadableImage("forbidden", str(error))
 
 
 def pair_results(

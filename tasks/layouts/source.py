@@ -185,9 +185,8 @@ def reasons(filesystem: Any) -> Iterator[None]:
     except IsADirectoryError:
         raise UnreadableImage("changed", "the object is a folder by now") from None
     except PermissionError as error:
-        if not isinstance(filesystem, LocalFileSystem) and not is_archived(error):
-            raise  # that is the credentials, not this object
-        raise UnreadableImage("unreadable", str(error)) from error
+        of_this_object = isinstance(filesystem, LocalFileSystem) or is_archived(error)
+        raise UnreadableImage("unreadable" if of_this_object else "forbidden", str(error)) from error
     except OSError as error:
         if not isinstance(filesystem, LocalFileSystem) or error.errno not in NO_FILE:
             raise

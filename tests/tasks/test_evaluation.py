@@ -31,7 +31,7 @@ from tasks.evaluation import (
     mean_over_classes,
     rank_maps,
 )
-from tasks.grids import read_grids
+from tasks.grids import stored_grids
 from tasks.manifest import ingest_source, read_manifest
 from tasks.scoring import score_shard
 from tasks.shards import model_folder, plan_shards
@@ -66,7 +66,7 @@ def score(store: Store, registered: Registered, collection: str) -> None:
 
 
 def maps_of(registered: Registered, collection: str, images: list[str]) -> np.ndarray:
-    grids = read_grids(registered.store, collection, registered.model, images)
+    grids = dict(stored_grids(registered.store, collection, registered.model, images))
     return np.stack([upsample(torch.tensor(grids[image]), 96, 4.0).numpy() for image in images])
 
 

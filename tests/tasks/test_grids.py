@@ -1,6 +1,7 @@
 """Patch grids are read once, part by part, for the images that are asked for."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tasks.errors import InputError
@@ -27,8 +28,12 @@ def grids(store: Store, model: ModelVersion) -> dict[str, np.ndarray]:
 
 
 def test_a_few_grids_are_read_by_their_ids(store: Store, model: ModelVersion, grids: dict[str, np.ndarray]) -> None:
-    found = read_grids(store, "parts", model, ["i4", "i2", "no such image"])
-    assert list(found) == ["i2", "i4"]
+    """Of the files that hold them alone; what has no map, or no file of maps, is left out."""
+    store.write(b"no Parquet", *model_folder("parts", model.partition, "maps"), "part-00001-c-4-00000.parquet")
+    a, b, gone = (f"part-0000{n}-{key}-4-00000.parquet" for n, key in ((0, "a"), (0, "b"), (2, "d")))
+    rows = pd.DataFrame({"image_id": ["i4", "i2", "no such image", "i0"], "file": [b, a, b, gone]})
+    found = read_grids(store, "parts", model, rows)
+    assert sorted(found) == ["i2", "i4"]
     for image in found:
         np.testing.assert_array_equal(found[image], grids[image])
 

@@ -384,7 +384,7 @@ def test_a_source_that_goes_away_while_a_shard_is_read_is_not_scored_as_missing(
             source.rename(source.with_name("away"))
         return load_pixels(row, image_size)
 
-    monkeypatch.setattr("tasks.scoring.load_pixels", read_half)
+    monkeypatch.setattr("tasks.pixels.load_pixels", read_half)
     monkeypatch.setattr("tasks.scoring.READERS", 1)
     with pytest.raises(FileNotFoundError, match=r"000\.png was there and is not any more"):
         score(store, model, size=100)
