@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -134,12 +135,26 @@ def start_prefect_server() -> None:
         return
     from prefect.server.api.server import SubprocessASGIServer
 
+    server = SubprocessASGIServer()
+    if server.server_process:  # of an earlier command of this process
+        return
+
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread, and of what it starts
-        SubprocessASGIServer().start()
+        server.start()
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(start).result()
+    if server.server_process:
+        end_with_us(server.server_process.pid)
+
+
+def end_with_us(process: int) -> None:
+    """Ends a process when this one is gone, SIGKILL included: then the pipe ends that a shell waits for."""
+    end, _ = os.pipe()  # the other one stays open as long as we live
+    command, nowhere = ["sh", "-c", f"read _; kill {process}"], subprocess.DEVNULL
+    subprocess.Popen(command, stdin=end, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    os.close(end)
 
 
 def silence_input_errors() -> None:

@@ -1,7 +1,7 @@
 """Nightly: ingest, score with the champion, decide, report: what the schedule runs.
 
-There is one deployment of this flow a collection, which runs one at a time. Steps that touch the store are tried again by
-their tasks; the night as a whole is not, for whatever is committed stays and the next run goes on with it. What Prefect's
+There is one deployment of this flow a collection, which runs one at a time. What reads or writes many objects is a task and
+tried again; the night as a whole is not, for whatever is committed stays and the next run goes on with it. What Prefect's
 page shows comes last: it alone can be done without.
 """
 
@@ -90,7 +90,7 @@ def score_pending(**parameters: Any) -> str | None:
         score.fn(**parameters)
     except OtherScores:
         raise
-    except (RuntimeError, InputError) as error:
+    except (RuntimeError, InputError, OSError) as error:
         return str(error)
     return None
 

@@ -281,14 +281,27 @@ def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], text_to
     if not text_tower:
         for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):
             setattr(clip, name, None)
+    check_names(tensors, clip.state_dict())
     try:
         clip.load_state_dict(tensors, strict=True, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"the weights do not fit the model config: {error}") from error
+    except RuntimeError as error:  # of shapes
+        raise ValueError(f"the weights do not fit the model config: {' '.join(str(error).split())[:400]}") from error
     mask = torch.full((clip.context_length, clip.context_length), float("-inf")).triu_(1)
     clip.visual.conv1.to(memory_format=torch.channels_last)
     clip.attn_mask = mask  # a buffer without weights: rebuilt, because the modules were made on the meta device
     return clip
+
+
+def check_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """ValueError unless these are the names of the wanted tensors."""
+    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    said = [
+        f"{len(names)} tensors are {word}, {names[0]} the first"
+        for names, word in ((missing, "missing"), (surplus, "too many"))
+        if names
+    ]
+    if said:
+        raise ValueError(f"the weights do not fit the model config: {'; '.join(said)}")
 
 
 def load_backbone(spec: str, image_size: int | None = None, text_tower: bool = True) -> Backbone:

@@ -80,15 +80,15 @@ def train_prompts(
     """
     optimizer = optimizer or make_optimizer(prompts, lr)
     truth = GroundTruth.of(masks, labels, has_mask)
-    losses = []
+    losses = []  # tensors until the end: to read one is to wait for the device
     for batch in batches:
         layers, image_ce = batch_loss(prompts, features, truth, torch.as_tensor(batch), by_row=len(batch) == 1)
         total = LOCAL_WEIGHT * sum(layer.total() for layer in layers) + image_ce
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        losses.append(StepLoss(layers, image_ce.detach()))
-    return losses
+        losses.append(([LocalLoss(*(part.detach() for part in layer)) for layer in layers], image_ce.detach()))
+    return [StepLoss(*each) for each in losses]
 
 
 class GroundTruth(NamedTuple):

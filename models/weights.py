@@ -132,9 +132,21 @@ def read_state(path: Path, archive: bool) -> Any:
 
         return load_file(path)
     if archive:
+        refuse_code(path)
         return torch.jit.load(str(path), map_location="cpu").state_dict()
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     return content.get("state_dict", content) if isinstance(content, Mapping) else content
+
+
+def refuse_code(path: Path) -> None:
+    """ValueError where loading a TorchScript archive would run code of its own, which could write files."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise ValueError("the archive has a file twice")
+        for name in names:
+            if "/code/" in name and b"__setstate__" in archive.read(name):
+                raise ValueError(f"the archive has code that runs when it is loaded ({name})")
 
 
 def is_torchscript(path: Path) -> bool:

@@ -26,7 +26,7 @@ from tasks.registry import ModelVersion, bundle_config
 from tasks.retries import RETRIED
 from tasks.shards import check_bundle, later_parts, model_folder, part_number
 from tasks.store import Store
-from tasks.tables import SCORES, in_blocks, read_parquet, to_parquet
+from tasks.tables import MANIFEST, SCORES, in_blocks, read_parquet, to_parquet
 from tasks.thresholds import (
     ClassThreshold,
     Thresholds,
@@ -131,19 +131,20 @@ def commit(store: Store, model: ModelVersion, thresholds: Thresholds, reference:
 def read_reference(
     store: Store, collection: str, model: ModelVersion, config: DetectorConfig, first_part: int
 ) -> pd.DataFrame:
-    """image_id, class_name, score and the highest value of the map, of the scored images of manifest parts from first_part
-    on that are current and not known to be anomalous."""
-    folder, columns = model_folder(collection, model.partition), ["image_id", "class_name", "score", "bundle_digest"]
+    """image_id, class_name (that of today), score and the highest value of the map, of the scored images of manifest parts
+    from first_part on that are current and not known to be anomalous."""
+    folder, columns = model_folder(collection, model.partition), ["image_id", "score", "bundle_digest"]
     tables = [read_parquet(store, *folder, name, columns=columns) for name in later_parts(store, folder, first_part)]
     scores = pa.concat_tables([SCORES.empty_table().select(columns), *tables])
     check_bundle(collection, model, scores["bundle_digest"])
     scores = scores.drop_columns("bundle_digest")
-    found: list[pa.Array] = []  # image_id
-    for table in stream_manifest(store, collection, ["image_id", "label"]):
+    known = MANIFEST.empty_table().select(["image_id", "class_name"])
+    for table in stream_manifest(store, collection, ["image_id", "class_name", "label"]):
         normal = pc.invert(pc.fill_null(pc.equal(table["label"], 1), False))
-        found += table.filter(pc.and_(normal, pc.is_in(table["image_id"], scores["image_id"])))["image_id"].chunks
-    usable = pc.and_(pc.is_valid(scores["score"]), pc.is_in(scores["image_id"], pa.chunked_array(found, pa.string())))
-    reference = scores.filter(usable).to_pandas().drop_duplicates("image_id")
+        scored = table.filter(pc.and_(normal, pc.is_in(table["image_id"], scores["image_id"])))
+        known = pa.concat_tables([known, scored.select(known.column_names)])
+    usable = pc.and_(pc.is_valid(scores["score"]), pc.is_in(scores["image_id"], known["image_id"]))
+    reference = scores.filter(usable).to_pandas().drop_duplicates("image_id").merge(known.to_pandas(), on="image_id")
     if reference.empty:
         raise InputError(
             f"{model.uri} has scored nothing of {collection!r} that can be a reference: "

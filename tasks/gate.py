@@ -61,7 +61,9 @@ def pass_gate(
     except InputError as error:
         if not force:
             raise
-        return Gate(False, str(error), champion.version if champion else None, reference, metric, margin)
+        return Gate(
+            False, f"nothing was compared: {error}", champion.version if champion else None, reference, metric, margin
+        )
 
 
 def judge(

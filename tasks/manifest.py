@@ -234,6 +234,7 @@ class PartWriter:
         self.store, self.collection, self.parts = store, collection, parts
         self.rows: dict[str, list[dict[str, Any]]] = {"": [], FACTS_PART: []}
         self.tables: dict[str, list[pa.Table]] = {"": [], FACTS_PART: []}
+        self.claim: tuple[str, ...] = ()  # of the next part's number
         self.others: list[pa.Table] = []  # image_id of what others have written since this ingest began
 
     def add(self, kind: str, row: dict[str, Any]) -> None:
@@ -263,7 +264,7 @@ class PartWriter:
                     self.commit(kind, table)
                 except BaseException:
                     with suppress(OSError):  # else the next try waits for this one
-                        self.store.fs.rm_file(self.store.path(*self.claim()))
+                        self.store.fs.rm_file(self.store.path(*self.claim))
                     raise
                 return
             self.parts += others
@@ -280,24 +281,26 @@ class PartWriter:
     def parts_of_others(self) -> tuple[str, ...]:
         """Parts that another ingest has written meanwhile; none where the next number is claimed for this one.
 
-        Who claimed the number and wrote nothing for CLAIM_SECONDS is dead: the number is taken over.
+        Who claimed the number and wrote nothing for CLAIM_SECONDS is dead: one of those who wait takes it over.
         """
-        claimed = self.store.create(b"", *self.claim())
-        started, said = time.monotonic(), False
+        takeover = 0
         while True:
-            others = tuple(part for part in list_parts(self.store, self.collection) if part not in self.parts)
-            waited = time.monotonic() - started
-            if others or claimed or waited > CLAIM_SECONDS:
-                return others
-            if waited > 5 and not said:
-                said = True
-                log.warning(
-                    "another ingest of %r has begun or was killed: waiting for %.0f s", self.collection, CLAIM_SECONDS
-                )
-            time.sleep(0.2)
-
-    def claim(self) -> tuple[str, ...]:
-        return (*manifest_folder(self.collection), "_claims", f"{len(self.parts):05d}")
+            number = f"{len(self.parts):05d}" + (f"-{takeover}" if takeover else "")
+            self.claim = *manifest_folder(self.collection), "_claims", number
+            claimed = self.store.create(b"", *self.claim)
+            started, said = time.monotonic(), False
+            while (waited := time.monotonic() - started) <= CLAIM_SECONDS:
+                others = tuple(part for part in list_parts(self.store, self.collection) if part not in self.parts)
+                if others or claimed:
+                    return others
+                if waited > 5 and not said:
+                    said = True
+                    log.warning(
+                        "another ingest of %r has begun or was killed: waiting for %.0f s",
+                        self.collection, CLAIM_SECONDS,
+                    )  # fmt: skip
+                time.sleep(0.2)
+            takeover += 1
 
     def commit(self, kind: str, table: pa.Table) -> None:
         data = to_parquet(table)

@@ -32,7 +32,7 @@ from prefect.logging import get_run_logger
 
 from tasks.errors import InputError
 from tasks.progress import advance
-from tasks.registry import configured_tracking_uri
+from tasks.registry import configured_tracking_uri, without_password
 from tasks.retries import may_pass
 from tasks.scoring import score_shard
 from tasks.shards import ScoredShard, Shard, ShardFailure
@@ -250,8 +250,10 @@ class Pool:
 
 
 def worker_environment() -> dict[str, Any]:
-    """What a worker on another machine must know of this one, credentials are its own; here it inherits all."""
+    """What a worker on another machine must know of this one; here it inherits all. Ray logs it: no credentials."""
     if "RAY_ADDRESS" not in os.environ:
         return {}
     uri = configured_tracking_uri()
-    return {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})}
+    return {
+        "env_vars": {"OMP_WAIT_POLICY": "PASSIVE"} | ({"MLFLOW_TRACKING_URI": without_password(uri)} if uri else {})
+    }

@@ -26,7 +26,7 @@ from prefect import task
 from models.detector import DetectorConfig
 from tasks.evaluation import ClassMetrics
 from tasks.grids import read_grids
-from tasks.images import UnreadableImage
+from tasks.images import UnreadableImage, few_if_large
 from tasks.manifest import records
 from tasks.pictures import data_uri, heat_layer, probability_at, read_thumbnail, truth_outline
 from tasks.registry import ModelVersion, bundle_config
@@ -171,7 +171,8 @@ def make_picture(row: Mapping[str, Any], grid: np.ndarray | None, config: Detect
     if grid is None:
         return None
     try:
-        image, (width, height) = read_thumbnail(row, PICTURE)
+        with few_if_large(row["size"]):
+            image, (width, height) = read_thumbnail(row, PICTURE)
     except UnreadableImage:
         return None
     shrink = min(1, HEAT / max(image.size))

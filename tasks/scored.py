@@ -15,7 +15,7 @@ from tasks.shards import later_parts, model_folder, part_number
 from tasks.store import Store
 from tasks.tables import BATCH, SCORES, count_rows, read_parquet
 
-OUTLINE = ["image_id", "class_name", "score", "decision", "error_kind"]  # what counts and orders need
+OUTLINE = ["image_id", "class_name", "score", "decision", "error_kind"]  # what counts and orders need; see read_outline
 FACTS = ["image_id", "size", "label", "defect_type", "mask_uri"]
 READERS = 16  # threads, of which each has one part in memory
 
@@ -24,13 +24,15 @@ def read_outline(
     store: Store, collection: str, model: ModelVersion, first_part: int = 0, end: int | None = None
 ) -> pd.DataFrame:
     """A row a current image of the manifest parts from first_part on, before `end`: OUTLINE, the number `part` of its
-    manifest part and the name `file` of its part of scores, in the manifest's order."""
+    manifest part and the name `file` of its part of scores, in the manifest's order. The class is that of today.
+    """
     folder = model_folder(collection, model.partition)
     names = [name for name in later_parts(store, folder, first_part) if end is None or part_number(name) < end]
-    scores = read_scores(store, folder, names, OUTLINE)
-    current = pa.concat_tables(stream_manifest(store, collection, ["image_id"]))["image_id"]
-    places = pc.index_in(current, value_set=scores["image_id"].combine_chunks())  # the first of each
+    scores = read_scores(store, folder, names, [name for name in OUTLINE if name != "class_name"])
+    current = pa.concat_tables(stream_manifest(store, collection, OUTLINE[:2]))
+    places = pc.index_in(current["image_id"], value_set=scores["image_id"].combine_chunks())  # the first of each
     outline = scores.take(places.drop_null()).to_pandas()
+    outline.insert(1, "class_name", current["class_name"].filter(places.is_valid()).to_pandas())
     return outline.assign(file=pd.Categorical.from_codes(outline["file"].to_numpy(), pd.Index(names, dtype=object)))
 
 
@@ -69,8 +71,9 @@ def read_scores(
 
 
 def stream_scored(store: Store, collection: str, model: ModelVersion) -> Iterator[dict[str, Any]]:
-    """A row a current image, part by part, each once: the columns of SCORES, `size`, width and height where the manifest has
-    them (both or none), and file_name, the URI below the folder that all images have in common."""
+    """A row a current image, part by part, each once: the columns of SCORES, of which the class is that of today, `size`,
+    width and height where the manifest has them (both or none), and file_name, the URI below the folder that all images
+    have in common."""
     images = CurrentImages(stream_manifest(store, collection, CurrentImages.COLUMNS))
     folder = model_folder(collection, model.partition)
     for name in store.find(*folder, suffix=".parquet"):
@@ -81,32 +84,36 @@ def stream_scored(store: Store, collection: str, model: ModelVersion) -> Iterato
 
 
 class CurrentImages:
-    """The current images of a collection by their ids, in 33 bytes each; folder: what their URIs have in common."""
+    """The current images of a collection by their ids, in 37 bytes each; folder: what their URIs have in common."""
 
-    COLUMNS = ("image_id", "uri", "size", "width", "height")
+    COLUMNS = ("image_id", "uri", "class_name", "size", "width", "height")
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         ids, facts, bounds = Column(np.uint64), Column(np.int64), list[str]()
+        classes, numbers = Column(np.int32), dict[str, int]()
         for table in tables:
             ids.add(int(image, 16) for image in table["image_id"].to_pylist())
-            columns = (table[name].to_pylist() for name in self.COLUMNS[2:])
+            classes.add(numbers.setdefault(name, len(numbers)) for name in table["class_name"].to_pylist())
+            columns = (table[name].to_pylist() for name in self.COLUMNS[3:])
             facts.add(value or 0 for row in zip(*columns, strict=True) for value in row)
             bounds += [found for found in pc.min_max(table["uri"]).as_py().values() if found is not None]
         unsorted = ids.joined()
         order = np.argsort(unsorted)
         self.ids, self.facts = unsorted[order], facts.joined().reshape(-1, 3)[order]
+        self.classes, self.names = classes.joined()[order], list(numbers)
         self.taken = np.zeros(len(order), bool)
         self.folder = common_folder(min(bounds), max(bounds)) if bounds else ""
 
     def take(self, image: str) -> dict[str, Any] | None:
-        """size, width and height, the first time that this image is asked for; None for one that is not current."""
+        """class_name, size, width, height, the first time that this image is asked for; None for one that is not current."""
         number = np.uint64(int(image, 16))
         place = int(np.searchsorted(self.ids, number))
         if place == len(self.ids) or self.ids[place] != number or self.taken[place]:
             return None
         self.taken[place] = True
         size, width, height = self.facts[place].tolist()
-        return {"size": size, "width": width or None, "height": height or None}
+        class_name = self.names[self.classes[place]]
+        return {"class_name": class_name, "size": size, "width": width or None, "height": height or None}
 
 
 class Column:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -92,7 +93,13 @@ def iter_parquet(store: Store, *parts: str, columns: list[str] | None = None) ->
 
 
 def count_rows(store: Store, *parts: str) -> int:
-    with open_part(store, *parts) as file:
+    """Of a part that never changes: asked for once a process."""
+    return _count_rows(store.uri, parts)
+
+
+@lru_cache(maxsize=100_000)
+def _count_rows(store: str, parts: tuple[str, ...]) -> int:
+    with open_part(Store(store), *parts) as file:
         return int(pq.read_metadata(file).num_rows)
 
 

@@ -106,6 +106,8 @@ def has_suffix(name: str, suffixes: Sequence[str] | frozenset[str]) -> bool:
 
 
 def open_source(uri: str) -> Source:
+    if not uri.strip():
+        raise InputError("the source is empty: name a folder, '.' for this one")
     filesystem, root = open_filesystem(uri)
     filesystem.invalidate_cache()
     if isinstance(filesystem, LocalFileSystem) and os.path.isfile(root):

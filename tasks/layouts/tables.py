@@ -53,16 +53,21 @@ def parse_labels(content: bytes, name: str) -> list[dict[str, Any]]:
     try:
         if has_suffix(name, (".csv",)):
             reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), skipinitialspace=True)
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            records: Any = list(reader)
+            reader.fieldnames = fields = [name.strip() for name in reader.fieldnames or ()]
+            if twice := next((field for field in fields if field and fields.count(field) > 1), None):
+                raise InputError(f"{name!r} has the column {twice!r} twice")
+            records: Any = [record for record in reader if any(record.values())]  # spreadsheets leave empty rows
         else:
             records = json.loads(content)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise InputError(f"{name!r} cannot be read as {name.rpartition('.')[2].upper()}: {error}") from error
     if isinstance(records, dict):
         records = [{"image": image, "label": label} for image, label in records.items()]
-    if not isinstance(records, list) or not all(isinstance(r, dict) and r.get("image") for r in records):
+    if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
         raise InputError(f"{name!r} must list records with the fields image, label and, where known, mask")
+    if nameless := next((number for number, record in enumerate(records, start=1) if not record.get("image")), None):
+        given = ", ".join(map(repr, records[nameless - 1]))
+        raise InputError(f"{name!r} names no image in record {nameless}, of the fields {given}; wanted: image, label")
     if records and not any("label" in record for record in records):
         raise InputError(f"{name!r} has no field label; its fields: {', '.join(map(str, records[0]))}")
     if surplus := next((record for record in records if None in record), None):
@@ -72,21 +77,21 @@ def parse_labels(content: bytes, name: str) -> list[dict[str, Any]]:
 
 def labelled_entry(record: Mapping[str, Any], source: Source, collection: str, file: str) -> Entry:
     label, state = parse_label(record.get("label"), file)
-    mask = record.get("mask")
+    mask = word_in(record, "mask")
     return Entry(
         object=referenced(str(record["image"]), source, file),
-        class_name=str(record.get("class_name") or record.get("class") or collection),
+        class_name=word_in(record, "class_name") or word_in(record, "class") or collection,
         split=(word_in(record, "split") or "").lower() or None,
         defect_type=word_in(record, "defect_type") or state,
         label=label,
-        mask_uri=referenced(str(mask), source, file).uri if mask and label else None,
+        mask_uri=referenced(mask, source, file).uri if mask and label else None,
     )
 
 
 def word_in(record: Mapping[str, Any], field: str) -> str | None:
-    """JSON may have a number where we have a name."""
+    """JSON may have a number where we have a name, and tables have NaN where they have none."""
     value = record.get(field)
-    return None if value is None or value == "" else str(value)
+    return None if value is None or str(value).strip().lower() in ("", "nan") else str(value)
 
 
 def parse_label(value: Any, file: str) -> tuple[int | None, str | None]:
@@ -100,7 +105,7 @@ def parse_label(value: Any, file: str) -> tuple[int | None, str | None]:
         return 0, None
     if word.lower() in ANOMALOUS:
         return 1, None
-    if word.lower() != "none":  # of no defect, or not known?
+    if word.lower() != "none" and word.isprintable():  # none: of no defect, or not known?
         try:
             float(word)
         except ValueError:

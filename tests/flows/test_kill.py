@@ -65,6 +65,15 @@ def test_a_run_that_was_killed_is_finished_by_the_next_one(anomalyclip: Command,
     assert written(tmp_path / "store") == collection
 
 
+def test_a_command_that_is_killed_leaves_no_prefect_server(collection, tmp_path: Path):
+    process = scoring(tmp_path)
+    started = children(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(started) > 1
+    wait_for(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in started))
+
+
 def test_a_command_that_is_terminated_takes_its_prefect_server_with_it(
     anomalyclip: Command, collection, tmp_path: Path
 ):

@@ -179,6 +179,37 @@ def test_openai_archive_loads_under_the_quick_gelu_name(openai_archive: Path) ->
     assert type(backbone.clip.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
 
 
+class Writing(torch.nn.Module):
+    """TorchScript that writes a file into the working directory when it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.weight, self.training = state
+        torch.save(self.weight, "written.pt")
+
+    def forward(self) -> torch.Tensor:
+        return self.weight
+
+
+def test_an_archive_whose_code_would_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(Writing()).save(str(tmp_path / "clip.pt"))
+    torch.jit.load(str(tmp_path / "clip.pt"))
+    assert (tmp_path / "written.pt").exists()  # torch does run it
+    (tmp_path / "written.pt").unlink()
+    with pytest.raises(ValueError, match="code that runs when it is loaded"):
+        load_backbone(f"ViT-B-32-quickgelu:{tmp_path / 'clip.pt'}")
+    assert not (tmp_path / "written.pt").exists()
+
+
 def test_openai_weights_under_the_exact_gelu_name_are_refused_with_the_right_name(openai_archive: Path) -> None:
     with pytest.raises(ValueError, match=r"use 'ViT-B-32-quickgelu:"):
         load_backbone(f"ViT-B-32:{openai_archive}")

@@ -22,7 +22,7 @@ from tasks.nights import (
     record_night,
 )
 from tasks.registry import ModelVersion
-from tasks.scored import read_outline, read_rest
+from tasks.scored import read_outline, read_rest, stream_scored
 from tasks.scoring import score_shard
 from tasks.shards import ScoredShard, model_folder, plan_shards
 from tasks.store import Store
@@ -99,6 +99,20 @@ def test_later_images_are_decided_and_earlier_rows_stay_as_they_are(store, sourc
         assert row["p_value"] == (1 + sum(r >= row["score"] for r in reference)) / 9
     assert Counter(rows[f"{n:03d}.png"]["decision"] for n in range(20, 32)) == told
     assert set(told) == {"normal", "anomalous"}
+
+
+def test_a_class_is_that_of_the_last_ingest(store, source, model) -> None:
+    """Not that under which an image was scored."""
+    night(store, source, model)
+    labels = "\n".join(f"{n:03d}.png,0,{'bolt' if n < 4 else 'nut'}" for n in range(8))
+    (source / "labels.csv").write_text(f"image,label,class\n{labels}\n")
+    ingest_source.fn(store.uri, "parts", str(source), "labels", False)
+    assert {name: c.images for name, c in calibrate_collection.fn(store.uri, "parts", model, 0.5).classes.items()} == {
+        "bolt": 4,
+        "nut": 4,
+    }
+    assert Counter(read_outline(store, "parts", model)["class_name"]) == {"bolt": 4, "nut": 4}
+    assert Counter(row["class_name"] for row in stream_scored(store, "parts", model)) == {"bolt": 4, "nut": 4}
 
 
 def test_masks_are_cut_at_the_pixel_threshold(store, source, model) -> None:

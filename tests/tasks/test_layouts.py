@@ -127,7 +127,7 @@ def test_labels_cannot_point_outside_their_folder(tmp_path: Path, name: str) -> 
     ("content", "message"),
     [
         ('[{"image": "gone.png", "label": 0}]', r"'gone\.png', which does not exist"),
-        ('[{"label": 1}]', "must list records"),
+        ('[{"label": 1}]', "names no image in record 1, of the fields 'label'"),
         ("[1, 2", "cannot be read as JSON"),
         ('[{"image": "a.png", "label": 7}]', "has the label '7'"),
         ('[{"image": "a.png", "label": 0}, {"image": "./a.png", "label": 1}]', r"names 'a\.png' twice"),

@@ -213,6 +213,23 @@ def test_a_place_that_a_dead_ingest_claimed_is_taken_over(store: Store, source: 
     assert len(list_parts(store, "parts")) == 1
 
 
+def test_of_those_who_wait_for_a_dead_ingest_one_takes_its_place(store: Store, source: Path, monkeypatch) -> None:
+    """Writing takes so long that both have waited enough before the first has written."""
+    monkeypatch.setattr(manifest, "CLAIM_SECONDS", 0.5)
+    store.create(b"", "collections/parts/manifest/_claims/00000")
+    write = Store.write
+
+    def slow(self: Store, data: bytes, *parts: str) -> str:
+        time.sleep(0.4 if parts[-1].endswith(".parquet") else 0)
+        return write(self, data, *parts)
+
+    monkeypatch.setattr(Store, "write", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: ingest(store, source), range(2)))
+    assert [summary.new for summary in found] == [6, 6]  # each found six that nobody had written when it began
+    assert len(list_parts(store, "parts")) == 1
+
+
 def test_an_ingest_that_could_not_write_gives_its_place_free(store: Store, source: Path, monkeypatch) -> None:
     def full(*arguments: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
