@@ -145,11 +145,35 @@ def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str, me
         read_layout(str(tmp_path), "labels", "parts")
 
 
-def test_a_row_of_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,label\na.png,hole,in the middle\n", r"more cells than columns in the row of 'a\.png'"),
+        ("image,label,label\na.png,0,1\n", "has the column 'label' twice"),
+        ("image,label\na.png,0\n,1\n", "names no image in record 2, of the fields 'image', 'label'"),
+        ("image;label\na.png;0\n", "names no image in record 1, of the fields 'image;label'; wanted: image, label"),
+        ("image,label\na.png,0\x00\n", "use 0 for normal, 1 for anomalous"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(tmp_path: Path, content: str, message: str) -> None:
     write(tmp_path, "a.png")
-    (tmp_path / "labels.csv").write_text("image,label\na.png,hole,in the middle\n")
-    with pytest.raises(InputError, match=r"more cells than columns in the row of 'a\.png'"):
+    (tmp_path / "labels.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
         read_layout(str(tmp_path), "labels", "parts")
+
+
+def test_empty_rows_and_nan_say_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "b.png")
+    (tmp_path / "labels.csv").write_text("image,label,mask,class,split\na.png,1,NaN,nan,NaN\n,,,,\n")
+    (tmp_path / "more.json").write_text('[{"image": "b.png", "label": 1.0, "split": NaN, "defect_type": NaN}]')
+    for file, name in (("labels.csv", "a.png"), ("more.json", "b.png")):
+        _, entries = read_layout(str(tmp_path / file), "labels", "parts")
+        assert facts(entries) == {name: ("parts", None, 1, None)}
+
+
+def test_an_empty_source_is_not_this_folder() -> None:
+    with pytest.raises(InputError, match="the source is empty"):
+        read_layout("", "flat", "parts")
 
 
 def test_labels_have_class_split_and_kind_where_the_table_has_them(tmp_path: Path) -> None:
