@@ -40,7 +40,7 @@ def evaluate(
     if backbone and not baseline:
         raise InputError("a backbone can be chosen for a baseline only: a model has its own")
     if baseline:
-        labelled_rows(read_manifest(Store(store), collection))  # nothing is scored in vain
+        labelled_rows(read_manifest(Store(store), collection, labelled=True))  # nothing is scored in vain
         version = make_baseline(Store(store), baseline, backbone)
         score(collection, version.uri, store=store)
     else:

@@ -38,9 +38,10 @@ from tasks.manifest import Manifest, labelled_test_rows, manifest_folder, read_m
 from tasks.pictures import image_and_heat, side_by_side
 from tasks.registry import ModelVersion, bundle_config, tracked_run
 from tasks.retries import RETRIED
+from tasks.scored import read_scores
 from tasks.shards import check_bundle, model_folder
 from tasks.store import Store
-from tasks.tables import SCORES, read_parts, to_parquet
+from tasks.tables import to_parquet
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_standard")
@@ -219,7 +220,7 @@ def evaluate_collection(store: str, collection: str, model: ModelVersion) -> tup
 def log_evaluation(
     store: Store, collection: str, model: ModelVersion, config: DetectorConfig
 ) -> tuple[list[ClassMetrics], str]:
-    manifest = read_manifest(store, collection, FACTS)
+    manifest = read_manifest(store, collection, FACTS, labelled=True)
     labelled = scored_rows(store, manifest, model)
     rows = with_score(labelled)
     worst = worst_images(rows)
@@ -249,11 +250,11 @@ def log_evaluation(
 
 
 def labelled_rows(manifest: Manifest) -> pd.DataFrame:
-    """Labelled rows of the manifest of which none is of a split but `test`; InputError where there are none."""
+    """Of a manifest's labelled rows those of no split but `test`; InputError where there are none."""
     labelled = labelled_test_rows(manifest.rows)
     if not labelled.empty:
         return labelled
-    others = manifest.rows.loc[manifest.rows["label"].notna(), "split"].dropna().unique()
+    others = manifest.rows["split"].dropna().unique()
     if len(others):
         raise InputError(
             f"all labelled images of {manifest.collection!r} are of the split {', '.join(map(repr, others))}: only those of "
@@ -272,7 +273,8 @@ def scored_rows(store: Store, manifest: Manifest, model: ModelVersion) -> pd.Dat
     """
     labelled = labelled_rows(manifest)
     folder = model_folder(manifest.collection, model.partition)
-    scores = read_parts(store, *folder, schema=SCORES, columns=["image_id", "score", "bundle_digest"])
+    names, ids = store.find(*folder, suffix=".parquet"), pa.array(labelled["image_id"], pa.string())
+    scores = read_scores(store, folder, names, ["image_id", "score", "bundle_digest"], ids)
     check_bundle(manifest.collection, model, scores["bundle_digest"])
     found = scores.select(["image_id", "score"]).to_pandas().drop_duplicates("image_id")
     joined = labelled.merge(found, on="image_id", how="inner")

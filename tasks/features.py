@@ -75,7 +75,7 @@ def training_material(store: Store, collections: Sequence[str]) -> Material:
     """The labelled images of the collections that the published protocol trains on (see labelled_test_rows)."""
     if len(set(collections)) < len(collections):
         raise InputError(f"a collection is named twice: {', '.join(collections)}")
-    manifests = [read_manifest(store, name) for name in collections]
+    manifests = [read_manifest(store, name, labelled=True) for name in collections]
     rows = pd.concat([labelled_test_rows(manifest.rows) for manifest in manifests])
     if not ((rows["label"] == 0).any() and (rows["label"] == 1).any()):
         raise InputError(

@@ -78,10 +78,15 @@ def check_name(collection: str) -> str:
     return collection
 
 
-def read_manifest(store: Store, collection: str, columns: Sequence[str] = MANIFEST.names) -> Manifest:
-    """The current snapshot, with these columns; raises InputError where nothing was ever ingested under this name."""
+def read_manifest(
+    store: Store, collection: str, columns: Sequence[str] = MANIFEST.names, labelled: bool = False
+) -> Manifest:
+    """The current snapshot, with these columns, or of it the rows that have a label alone; raises InputError where nothing
+    was ever ingested under this name."""
     parts = existing_parts(store, collection)
     tables = current_tables(store, manifest_folder(collection), parts, columns)
+    if labelled:
+        tables = (table.filter(pc.is_valid(table["label"])) for table in tables)
     return Manifest(collection, parts, digest_of(parts), pa.concat_tables(tables).to_pandas(types_mapper=nullable))
 
 

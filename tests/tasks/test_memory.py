@@ -4,6 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+
+from tasks.manifest import manifest_folder
+from tasks.store import Store
+from tasks.tables import MANIFEST, to_parquet
+
 INGEST_TWICE = """
 import sys
 from tasks import manifest
@@ -124,3 +130,43 @@ def test_a_night_takes_little_of_each_image_that_it_tells_of(tmp_path: Path) -> 
             assert done.returncode == 0, done.stderr
         peaks.append(1024 * int(done.stdout))
     assert (peaks[1] - peaks[0]) / 400_000 < 800
+
+
+READ_LABELLED = """
+import sys
+from tasks.features import training_material
+from tasks.store import Store
+
+assert len(training_material(Store(sys.argv[1]), ["parts"]).rows) == 100
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak)
+"""
+
+
+def write_manifest(store: Store, rows: int) -> None:
+    """A hundred of the rows have a label."""
+    numbers = range(rows)
+    columns = {
+        "image_id": pa.array(f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}" for n in numbers),
+        "uri": pa.array(f"s3://bucket/line-4/2026-11-26/camera-2/{n:012d}.png" for n in numbers),
+        "class_name": pa.array("line-4" for _ in numbers),
+        "status": pa.array("listed" for _ in numbers),
+        "label": pa.array(n % 2 if n < 100 else None for n in numbers),
+    }
+    columns |= {field.name: pa.nulls(rows, field.type) for field in MANIFEST if field.name not in columns}
+    table = pa.table(columns).select(MANIFEST.names).cast(MANIFEST)
+    for part, start in enumerate(range(0, rows, 50_000)):
+        data = to_parquet(table.slice(start, 50_000))
+        store.write(data, *manifest_folder("parts"), f"dt=2026-11-26/part-{part:05d}-a.parquet")
+
+
+def test_images_without_a_label_take_no_memory_of_training(tmp_path: Path) -> None:
+    """All columns of a row take 650 bytes."""
+    peaks = []
+    for rows in (100_000, 300_000):
+        write_manifest(Store(str(tmp_path / str(rows))), rows)
+        command = [sys.executable, "-c", READ_LABELLED, str(tmp_path / str(rows))]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+        assert done.returncode == 0, done.stderr
+        peaks.append(1024 * int(done.stdout))
+    assert (peaks[1] - peaks[0]) / 200_000 < 250, peaks
