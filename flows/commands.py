@@ -174,10 +174,13 @@ def run_compare(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def difference_lines(summary: Any, names: dict[str, str]) -> list[str]:
     """Tables of those metrics that have differences, and why others have none."""
-    moved: dict[tuple[str, str], dict[str, Any]] = {}
+    moved: dict[tuple[str, ...], dict[str, Any]] = {}
     for d in summary.differences:
         row = {"class_name": d.class_name, "run_id": d.run_id} | dict.fromkeys(METRIC_HEADS)
-        moved.setdefault((d.class_name, d.run_id), row)[d.metric] = str(d)
+        place: tuple[str, ...] = d.class_name, d.run_id
+        if moved.get(place, row)[d.metric]:
+            place = *place, "over classes"  # the mean, after a class of that name
+        moved.setdefault(place, row)[d.metric] = str(d)
     shown = [heads for heads in WITH_INTERVALS if any(row[metric] for row in moved.values() for metric in heads)]
     lines = []
     if shown:

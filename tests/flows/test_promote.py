@@ -77,6 +77,13 @@ def test_why_there_are_no_differences_is_said() -> None:
     ]
 
 
+def test_a_class_that_is_called_mean_is_compared_beside_the_mean() -> None:
+    row = ComparedMetrics("mean", "a", "models:/anomalyclip/1", 4, *[None] * 8)
+    found = [Difference("mean", "b", "image_auroc", value, 0.0, 0.3) for value in (0.1, 0.2)]
+    table = difference_lines(CompareSummary("parts", 4, "official", [row, row], found), {})[1]
+    assert ("+0.1000" in table, "+0.2000" in table) == (True, True)
+
+
 def test_a_second_version_goes_through_the_gate_and_back(anomalyclip: Command, tmp_path: Path) -> None:
     write_images(tmp_path / "images", range(12))
     anomalyclip("ingest", str(tmp_path / "images"), "--collection", "parts", "--layout", "folders")
