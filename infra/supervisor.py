@@ -45,12 +45,12 @@ class Child:
             self.check_alive()
             if time.monotonic() > deadline:
                 what = f"{self.name} does not serve after {self.seconds:.0f} s"
-                raise ChildError(f"{what}; {self.log} ends with: {last_line(self.log)}")
+                raise ChildError(f"{what}; {self.log} ends with: {last_words(self.log)}")
             time.sleep(0.1)
 
     def check_alive(self) -> None:
         if (code := self.process.poll()) is not None:
-            raise ChildError(f"{self.name} ended with exit code {code}; {self.log} ends with: {last_line(self.log)}")
+            raise ChildError(f"{self.name} ended with exit code {code}; {self.log} ends with: {last_words(self.log)}")
 
     def stop(self, grace: float = GRACE) -> None:
         """End it, and whatever it has started and left behind."""
@@ -150,9 +150,10 @@ def marked_processes(mark: str) -> list[int]:
     return found
 
 
-def last_line(log: Path) -> str:
+def last_words(log: Path) -> str:
+    """Its last two lines: the last one may but tell what to do about the one before."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing"
+    return " | ".join(lines[-2:]) or "nothing"
 
 
 def free_port() -> int:
