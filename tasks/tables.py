@@ -92,14 +92,10 @@ def iter_parquet(store: Store, *parts: str, columns: list[str] | None = None) ->
         yield from pq.ParquetFile(file, pre_buffer=True).iter_batches(BATCH, columns=columns)
 
 
+@lru_cache(maxsize=100_000)
 def count_rows(store: Store, *parts: str) -> int:
     """Of a part that never changes: asked for once a process."""
-    return _count_rows(store.uri, parts)
-
-
-@lru_cache(maxsize=100_000)
-def _count_rows(store: str, parts: tuple[str, ...]) -> int:
-    with open_part(Store(store), *parts) as file:
+    with open_part(store, *parts) as file:
         return int(pq.read_metadata(file).num_rows)
 
 
