@@ -56,14 +56,18 @@ def launch(detector: Detector, pixels: Tensor, at_once: int = UNLIMITED) -> tupl
     if not len(pixels):
         side = math.isqrt(detector.positions.shape[0] - 1)
         return InFlight(torch.empty(0), torch.empty(0, side, side), done=None), at_once
+    scores, grids, at_once = score_in_parts(detector, send(pixels, device), at_once)
     if device.type != "cuda":
-        scores, grids, at_once = score_in_parts(detector, pixels.to(device), at_once)
         return InFlight(scores, grids, done=None), at_once
-    scores, grids, at_once = score_in_parts(detector, pixels.pin_memory().to(device, non_blocking=True), at_once)
     scores, grids = (result.to("cpu", non_blocking=True) for result in (scores, grids))  # into pinned memory
     done = torch.cuda.Event()
     done.record(torch.cuda.current_stream(device))  # by itself it takes the current device's, which may be another
     return InFlight(scores, grids, done), at_once
+
+
+def send(pixels: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to a GPU from pinned memory, without waiting for it."""
+    return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
 
 
 def score_in_parts(detector: Detector, pixels: Tensor, at_once: int) -> tuple[Tensor, Tensor, int]:

@@ -26,6 +26,7 @@ from prefect import task
 from models.backbone import Backbone
 from models.detector import resolve_device
 from models.preprocess import normalise, preprocess_mask
+from models.stream import send
 from models.training import Features, extract_features
 from tasks.backbones import Geometry, kept_backbone
 from tasks.errors import InputError
@@ -174,8 +175,9 @@ def write_features(folder: Path, rows: list[dict[str, Any]], backbone: Backbone,
                 if isinstance(image, UnreadableImage):
                     log.warning("left out of training: %s (%s)", row["uri"], image)
             if good:
-                pixels = normalise(np.stack([image.square for image in images if isinstance(image, Pixels)]))
-                features = extract_features(backbone, pixels, geometry.feature_layers, geometry.dpam_layers)
+                pixels = torch.from_numpy(np.stack([image.square for image in images if isinstance(image, Pixels)]))
+                prepared = normalise(send(pixels, backbone.positions.device))
+                features = extract_features(backbone, prepared, geometry.feature_layers, geometry.dpam_layers)
                 arrays = {f"patches-{i}": layer.numpy() for i, layer in enumerate(features.patches)}
                 arrays["image"] = features.image.numpy()
                 arrays["masks"] = np.stack([load_mask(rows[i], geometry) for i in good])

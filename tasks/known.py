@@ -8,6 +8,7 @@ for the other.
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.store import Store
-from tasks.tables import MANIFEST, count_rows, iter_parquet, read_parquet
+from tasks.tables import MANIFEST, READERS, count_rows, iter_parquet, iter_parts, read_parquet
 
 DELETED = "deleted"
 FACTS = ("etag", "class_name", "split", "defect_type", "label", "mask_uri")  # a change of one makes a new row
@@ -96,8 +97,8 @@ def read_known(store: Store, folder: tuple[str, ...], parts: tuple[str, ...]) ->
     n, stop = int(starts[-1]), 0
     uris, facts, images, states = (on_disk(n, dtype) for dtype in (np.int64, np.int64, np.uint64, np.uint8))
     columns = list(dict.fromkeys(["uri", "image_id", "status", *FACTS]))
-    for part in parts:
-        for batch in iter_parquet(store, *folder, part, columns=columns):
+    for batches in iter_parts(store, folder, parts, columns):
+        for batch in batches:
             rows = batch.to_pylist()
             start, stop = stop, stop + len(rows)
             uris[start:stop] = [hash(row["uri"]) for row in rows]
@@ -183,7 +184,8 @@ def look_up(values: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def row_numbers(store: Store, folder: tuple[str, ...], parts: tuple[str, ...]) -> np.ndarray:
     """(parts + 1,) int64: number of the first row of each part, and of all rows."""
-    return np.cumsum([0, *(count_rows(store, *folder, part) for part in parts)])
+    with ThreadPoolExecutor(READERS) as pool:
+        return np.cumsum([0, *pool.map(lambda part: count_rows(store, *folder, part), parts)])
 
 
 def current_tables(
@@ -192,8 +194,8 @@ def current_tables(
     """These columns of the current rows (one a URI, deleted ones left out), part by part, one of which is held."""
     starts = row_numbers(store, folder, parts)
     uris, deleted, stop = on_disk(int(starts[-1]), np.int64), on_disk(int(starts[-1]), bool), 0
-    for part in parts:
-        for batch in iter_parquet(store, *folder, part, columns=["uri", "status"]):
+    for batches in iter_parts(store, folder, parts, ["uri", "status"]):
+        for batch in batches:
             start, stop = stop, stop + len(batch)
             uris[start:stop] = [hash(uri) for uri in batch["uri"].to_pylist()]
             deleted[start:stop] = [status == DELETED for status in batch["status"].to_pylist()]
@@ -203,8 +205,9 @@ def current_tables(
         last = rows[last_of_each(take(uris, rows))]
         current[last] = ~deleted[last]
         give_back(deleted, current)
-    for part, start, stop in zip(parts, starts, starts[1:], strict=False):
-        table = read_parquet(store, *folder, part, columns=list(columns)).select(columns)
+    schema = pa.schema([field for field in MANIFEST if field.name in columns])
+    for batches, start, stop in zip(iter_parts(store, folder, parts, schema.names), starts, starts[1:], strict=False):
+        table = pa.Table.from_batches(batches, schema).select(columns)
         yield table.filter(pa.array(current[start:stop]))
 
 

@@ -1,9 +1,11 @@
 """Schemas of the tables, and Parquet in and out of the store."""
 
 import io
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ from tasks.store import Store
 Item = TypeVar("Item")
 ROW_GROUP = 1024  # rows: what a reader of some rows of a part has to read
 BATCH = 4 * ROW_GROUP
+READERS = 16  # parts that are opened at once
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 MANIFEST = pa.schema(
@@ -90,6 +93,25 @@ def iter_parquet(store: Store, *parts: str, columns: list[str] | None = None) ->
     """The rows of one Parquet file in batches of at most BATCH, read as they are asked for."""
     with open_part(store, *parts) as file:
         yield from pq.ParquetFile(file, pre_buffer=True).iter_batches(BATCH, columns=columns)
+
+
+def iter_parts(
+    store: Store, folder: tuple[str, ...], parts: Iterable[str], columns: list[str]
+) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The batches of each part, in order; of the next READERS parts the first batch is already being read."""
+
+    def begin(part: str) -> Iterator[pa.RecordBatch]:
+        batches = iter_parquet(store, *folder, part, columns=columns)
+        return chain(list(islice(batches, 1)), batches)
+
+    waiting: deque[Future[Iterator[pa.RecordBatch]]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        for part in parts:
+            waiting.append(pool.submit(begin, part))
+            if len(waiting) > READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @lru_cache(maxsize=100_000)

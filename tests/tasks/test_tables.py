@@ -1,5 +1,6 @@
 """The schemas are exactly those of the design, and the same rows give the same bytes."""
 
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 
 from tasks.store import Store
 from tasks.tables import (
+    BATCH,
     MANIFEST,
     MAPS,
+    READERS,
     ROW_GROUP,
     SCORES,
     count_rows,
+    iter_parts,
     read_parquet,
     read_parts,
     to_parquet,
@@ -102,3 +106,23 @@ def test_rows_are_counted_by_the_footer(store: Store, memory: str, remote: bool)
         to_parquet(to_table([{"image_id": str(n)} for n in range(2 * ROW_GROUP + 9)], MANIFEST)), "part.parquet"
     )
     assert count_rows(place, "part.parquet") == 2 * ROW_GROUP + 9
+
+
+def test_parts_that_are_read_ahead_come_in_order_and_whole(store: Store):
+    sizes = [1] * READERS + [0, 2 * BATCH + 9, 1, 0]
+    for number, size in enumerate(sizes):
+        rows = [{"image_id": str(number), "size": row} for row in range(size)]
+        store.write(to_parquet(to_table(rows, MANIFEST)), "m", str(number))
+    numbers = [str(number) for number in range(len(sizes))]
+    for number, size, batches in zip(numbers, sizes, iter_parts(store, ("m",), numbers, ["size"]), strict=True):
+        assert [row for batch in batches for row in batch["size"].to_pylist()] == list(range(size)), number
+
+
+def test_a_part_that_is_gone_raises_in_its_turn_and_leaves_no_thread(store: Store):
+    store.write(to_parquet(to_table(ROWS, MANIFEST)), "m", "0")
+    threads = threading.active_count()
+    parts = iter_parts(store, ("m",), ["0", "gone", "gone, too"], ["image_id"])
+    assert sum(len(batch) for batch in next(parts)) == len(ROWS)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        next(parts)
+    assert threading.active_count() == threads
