@@ -8,7 +8,6 @@ for the other.
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.store import Store
-from tasks.tables import MANIFEST, READERS, count_rows, iter_parquet, iter_parts, read_parquet
+from tasks.tables import MANIFEST, count_rows_of, iter_parquet, iter_parts, read_parquet
 
 DELETED = "deleted"
 FACTS = ("etag", "class_name", "split", "defect_type", "label", "mask_uri")  # a change of one makes a new row
@@ -184,8 +183,7 @@ def look_up(values: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def row_numbers(store: Store, folder: tuple[str, ...], parts: tuple[str, ...]) -> np.ndarray:
     """(parts + 1,) int64: number of the first row of each part, and of all rows."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return np.cumsum([0, *pool.map(lambda part: count_rows(store, *folder, part), parts)])
+    return np.cumsum([0, *count_rows_of(store, folder, parts)])
 
 
 def current_tables(

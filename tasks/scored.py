@@ -13,7 +13,7 @@ from tasks.manifest import nullable, stream_manifest
 from tasks.registry import ModelVersion
 from tasks.shards import later_parts, model_folder, part_number
 from tasks.store import Store
-from tasks.tables import BATCH, SCORES, count_rows, read_parquet
+from tasks.tables import BATCH, SCORES, count_rows_of, read_parquet
 
 OUTLINE = ["image_id", "class_name", "score", "decision", "error_kind"]  # what counts and orders need; see read_outline
 FACTS = ["image_id", "size", "label", "defect_type", "mask_uri"]
@@ -135,7 +135,7 @@ class Column:
 def count_scored(store: Store, collection: str, model: ModelVersion) -> int:
     """Rows of all parts, those of images that are gone by now among them."""
     folder = model_folder(collection, model.partition)
-    return sum(count_rows(store, *folder, name) for name in store.find(*folder, suffix=".parquet"))
+    return sum(count_rows_of(store, folder, store.find(*folder, suffix=".parquet")))
 
 
 def common_folder(low: str, high: str) -> str:

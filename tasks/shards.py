@@ -11,7 +11,7 @@ from tasks.errors import InputError
 from tasks.manifest import FACTS_PART, list_parts, manifest_folder
 from tasks.registry import ModelVersion
 from tasks.store import Store
-from tasks.tables import count_rows, read_parquet
+from tasks.tables import count_rows_of, read_parquet
 
 SHARD_SIZE = 256
 PRECISION = "precision.txt"
@@ -93,12 +93,12 @@ def plan_shards(
     """
     done = set(store.find(*model_folder(collection, partition), suffix=".parquet"))
     sizes = {part_key(name).rsplit("-", 2)[0]: int(name.rsplit("-", 2)[1]) for name in done}
+    parts = list_parts(store, collection) if parts is None else parts
+    parts = [part for part in parts if not part.endswith(f"{FACTS_PART}.parquet")]
     shards = []
-    for part in list_parts(store, collection) if parts is None else parts:
-        if not part.endswith(f"{FACTS_PART}.parquet"):
-            rows = count_rows(store, *manifest_folder(collection), part)
-            part_size = sizes.get(part_key(part)) or settle_size(store, collection, partition, part, size)
-            shards += [Shard(part, part_size, i, rows) for i in range(-(-rows // part_size))]
+    for part, rows in zip(parts, count_rows_of(store, manifest_folder(collection), parts), strict=True):
+        part_size = sizes.get(part_key(part)) or settle_size(store, collection, partition, part, size)
+        shards += [Shard(part, part_size, i, rows) for i in range(-(-rows // part_size))]
     return shards, [shard for shard in shards if part_name(shard) not in done]
 
 
