@@ -24,9 +24,10 @@ from tasks.grids import stored_grids
 from tasks.manifest import FACTS_PART, digest_of, existing_parts, stream_manifest
 from tasks.registry import ModelVersion, bundle_config
 from tasks.retries import RETRIED
+from tasks.scored import read_scores
 from tasks.shards import check_bundle, later_parts, model_folder, part_number
 from tasks.store import Store
-from tasks.tables import MANIFEST, SCORES, in_blocks, read_parquet, to_parquet
+from tasks.tables import MANIFEST, in_blocks, to_parquet
 from tasks.thresholds import (
     ClassThreshold,
     Thresholds,
@@ -133,11 +134,11 @@ def read_reference(
 ) -> pd.DataFrame:
     """image_id, class_name (that of today), score and the highest value of the map, of the scored images of manifest parts
     from first_part on that are current and not known to be anomalous."""
-    folder, columns = model_folder(collection, model.partition), ["image_id", "score", "bundle_digest"]
-    tables = [read_parquet(store, *folder, name, columns=columns) for name in later_parts(store, folder, first_part)]
-    scores = pa.concat_tables([SCORES.empty_table().select(columns), *tables])
+    folder = model_folder(collection, model.partition)
+    names = later_parts(store, folder, first_part)
+    scores = read_scores(store, folder, names, ["image_id", "score", "bundle_digest"])
     check_bundle(collection, model, scores["bundle_digest"])
-    scores = scores.drop_columns("bundle_digest")
+    scores = scores.select(["image_id", "score"])
     known = MANIFEST.empty_table().select(["image_id", "class_name"])
     for table in stream_manifest(store, collection, ["image_id", "class_name", "label"]):
         normal = pc.invert(pc.fill_null(pc.equal(table["label"], 1), False))
