@@ -16,7 +16,7 @@ from tasks.store import Store
 Item = TypeVar("Item")
 ROW_GROUP = 1024  # rows: what a reader of some rows of a part has to read
 BATCH = 4 * ROW_GROUP
-READERS = 16  # parts that are opened at once
+READERS = 8  # parts that are opened at once
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 MANIFEST = pa.schema(
