@@ -1,8 +1,7 @@
 """Images as the model takes them: read, decoded and fitted by threads, a few batches ahead."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from models.preprocess import to_square
 from tasks.images import LARGEST, UnreadableImage, alone_if_huge, count_pixels, decode_image, few_if_large, viewed
 from tasks.layouts import read_version
+from tasks.tables import ahead
 
 READERS = 16  # threads that read and decode ahead of the model
 READ_AHEAD = 3  # batches
@@ -30,13 +30,9 @@ def read_ahead(
     readers: ThreadPoolExecutor, slices: Iterable[list[dict[str, Any]]], image_size: int, load: Load | None = None
 ) -> Iterator[list[Pixels | UnreadableImage]]:
     """Batches of loaded images, in order; the next READ_AHEAD are already being read."""
-    waiting: deque[list[Future[Pixels | UnreadableImage]]] = deque()
-    for rows in slices:
-        waiting.append([readers.submit(load or load_pixels, row, image_size) for row in rows])
-        if len(waiting) > READ_AHEAD:
-            yield [future.result() for future in waiting.popleft()]
-    while waiting:
-        yield [future.result() for future in waiting.popleft()]
+    load = load or load_pixels
+    for futures in ahead(slices, lambda rows: [readers.submit(load, row, image_size) for row in rows], READ_AHEAD):
+        yield [future.result() for future in futures]
 
 
 def load_pixels(row: dict[str, Any], image_size: int) -> Pixels | UnreadableImage:

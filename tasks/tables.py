@@ -2,8 +2,8 @@
 
 import io
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from tasks.store import Store
 
 Item = TypeVar("Item")
+Begun = TypeVar("Begun")
 ROW_GROUP = 1024  # rows: what a reader of some rows of a part has to read
 BATCH = 4 * ROW_GROUP
 READERS = 8  # parts that are opened at once
@@ -98,20 +99,16 @@ def iter_parquet(store: Store, *parts: str, columns: list[str] | None = None) ->
 def iter_parts(
     store: Store, folder: tuple[str, ...], parts: Iterable[str], columns: list[str]
 ) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The batches of each part, in order; of the next READERS parts the first batch is already being read."""
+    """The batches of each part, in order; of the next READERS parts the columns are already being read, not yet decoded
+    but for a first batch."""
 
     def begin(part: str) -> Iterator[pa.RecordBatch]:
         batches = iter_parquet(store, *folder, part, columns=columns)
         return chain(list(islice(batches, 1)), batches)
 
-    waiting: deque[Future[Iterator[pa.RecordBatch]]] = deque()
     with ThreadPoolExecutor(READERS) as pool:
-        for part in parts:
-            waiting.append(pool.submit(begin, part))
-            if len(waiting) > READERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for part in ahead(parts, lambda part: pool.submit(begin, part), READERS):
+            yield part.result()
 
 
 @lru_cache(maxsize=100_000)
@@ -146,3 +143,14 @@ def in_blocks(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:
     rows = iter(rows)
     while block := list(islice(rows, size)):
         yield block
+
+
+def ahead(items: Iterable[Item], begin: Callable[[Item], Begun], number: int) -> Iterator[Begun]:
+    """begin(item) of each item, in order; the next `number` have been begun by then."""
+    begun = deque[Begun]()
+    for item in items:
+        begun.append(begin(item))
+        if len(begun) > number:
+            yield begun.popleft()
+    while begun:
+        yield begun.popleft()
