@@ -180,10 +180,11 @@ def test_the_keyboard_moves_opens_closes_and_helps(open_page: Callable[..., Page
         expect(page.locator("#detail-name")).to_have_text(names[place])
     page.keyboard.press("Escape")
     expect(page.locator("#detail")).to_be_hidden()
-    page.wait_for_function("document.activeElement.dataset.place === '2'")  # a dialog says later that it has closed
+    expect(page.locator('#list [data-place="2"]')).to_be_focused()  # a dialog says later that it has closed
     page.keyboard.press("?")
     expect(page.locator("#help")).to_be_visible()
     page.keyboard.press("Escape")
+    expect(page.locator("#help")).to_be_hidden()
     page.keyboard.press("/")
     page.keyboard.type("jjj?")
     expect(page.locator("#text")).to_have_value("jjj?")
