@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt models/attention_avx512.c
 	@echo "Installing into .venv: torch, Prefect, MLflow and the rest, some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

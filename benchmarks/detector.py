@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import published_form
 from benchmarks.processes import in_its_own_process, peak_memory_gb
-from models import Detector, load_detector
+from models import Detector, attention, load_detector
 from models.backbone import Backbone, can_pack, linear, load_backbone, pack_matrix
 from models.detector import PRECISIONS, read_bundle_config, resolve_device
 from models.embedded import DPAM_LAYERS, FOLDER, IMAGE_SIZE
@@ -212,6 +212,7 @@ def machine(device: str) -> dict[str, Any]:
         "processor": names[0] if names else platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "attention_kernel": "ours" if attention.KERNEL else "torch's",
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "load_average_before": os.getloadavg()[0],

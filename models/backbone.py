@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.attention import multi_head_attention
 from models.stem import ConvStem
 from models.weights import check_plain_vit, config_and_weights, learned, weights_digest
 
@@ -169,25 +170,6 @@ def activate(gelu: nn.Module, x: Tensor) -> Tensor:
     if torch.is_grad_enabled() or type(gelu).__name__ != "QuickGELU":
         return gelu(x)
     return F.silu(x.mul_(1.702), inplace=True).mul_(1 / 1.702)
-
-
-def multi_head_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v by whatever is fastest: torch's fused kernel, but for bf16 on a CPU.
-
-    There the fused kernel is no faster than in fp32; a head at a time through oneDNN takes 0.6 of its time at 1,370 tokens
-    (the weights of one head stay in the cache) and is not slower at 257.
-    """
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v)
-    out = torch.empty_like(q)
-    q = q * q.shape[-1] ** -0.5
-    weights = q.new_empty(q.shape[2], k.shape[2])  # M N, one buffer for all heads
-    for image in range(q.shape[0]):
-        for head in range(q.shape[1]):
-            torch.mm(q[image, head], k[image, head].T, out=weights)
-            torch.softmax(weights, dim=-1, out=weights)
-            out[image, head] = weights @ v[image, head]
-    return out
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
+from models.attention import multi_head_attention
 from models.backbone import (
     Backbone,
     attend,
     embed_patches,
     mlp,
-    multi_head_attention,
     project,
     project_qkv,
     two_streams,

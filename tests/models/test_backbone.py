@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from benchmarks import published_form
-from models.backbone import Backbone, build_backbone, encode_image, linear, load_backbone, multi_head_attention
+from models.backbone import Backbone, build_backbone, encode_image, linear, load_backbone
 from models.prompts import PromptLearner
 from tests.models import seeded
 from tests.models.conftest import DPAM_LAYERS, FEATURE_LAYERS, IMAGE_SIZE, relative_error
@@ -76,18 +76,6 @@ def test_the_towers_graph_is_captured_whole() -> None:
         expected = encode_image(*arguments)
     assert torch.equal(found.image, expected.image)
     assert all(map(torch.equal, found.patches, expected.patches))
-
-
-@pytest.mark.parametrize("tokens", [1, 7, 300])
-def test_attention_head_by_head_is_attention(tokens: int) -> None:
-    """The bf16 form for CPUs, queries of one token included, against double precision."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, n, 64, generator=generator).bfloat16() for n in (tokens, 300, 300))
-    exact = ((q.double() @ k.double().transpose(-2, -1)) / 8).softmax(-1) @ v.double()
-    with torch.no_grad():
-        found = multi_head_attention(q, k, v)
-    assert found.dtype == torch.bfloat16
-    assert (found - exact).norm() / exact.norm() < 1e-2
 
 
 def test_products_through_onednn_are_those_of_torch() -> None:
