@@ -207,18 +207,16 @@ def benchmark(
 def row_of(
     case: Case, shape: Shape, ceiling: float, measured: dict[str, float], yardstick: dict[str, float]
 ) -> dict[str, Any]:
-    speed = shape.gflop(case.implementation) / measured["seconds_an_image"]
-    return (
-        asdict(case)
-        | measured
-        | {
-            "gflop_an_image": shape.gflop(case.implementation),
-            "gflop_s": speed,
-            "ceiling_gflop_s": ceiling,
-            "share_of_ceiling": speed / ceiling,
-            "times_as_fast": yardstick["seconds_an_image"] / measured["seconds_an_image"],
-        }
-    )
+    operations = shape.gflop(case.implementation)
+    speed = operations / measured["seconds_an_image"]
+    derived = {
+        "gflop_an_image": operations,
+        "gflop_s": speed,
+        "ceiling_gflop_s": ceiling,
+        "share_of_ceiling": speed / ceiling,
+        "times_as_fast": yardstick["seconds_an_image"] / measured["seconds_an_image"],
+    }
+    return asdict(case) | measured | derived
 
 
 def machine(device: str) -> dict[str, Any]:

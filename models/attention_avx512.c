@@ -68,7 +68,8 @@ static void fill(float *x, long n, float value) {
   for (long i = 0; i < n; i++) x[i] = value;
 }
 
-/* Within two units in the last place for -87 < x <= 0, and 0 at minus infinity: 2^n (the series of 2^f), n + f = x / ln 2. */
+/* 2^n times the series of 2^f, n + f = x / ln 2, for x <= 0; 0 at minus infinity. Relative error some 2e-7 + 1.4e-8 |x|: the
+   second part, of ln 2 in fp32, is much the same for all scores that count in a row, and goes when the row is divided. */
 INLINE __m512 exponential(__m512 x) {
   static const float series[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1};
   __m512 log2_e = _mm512_set1_ps(1.44269504f);
