@@ -4,13 +4,15 @@ Named families teach what a nut looks like, these teach what flawless looks like
 scattered grains belong to a thing. Pre-training alone uses them. Each takes a random stream and a size, gives layers.
 """
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from models.embedded.drawing import (
     Array,
@@ -43,7 +45,7 @@ PHOTOGRAPHS = (
 
 def field(rng: Rng, size: int) -> Array:
     """(S, S) in about [-1, 1]: noise, streaks, cells, or a periodic function of one or two directions."""
-    kind = rng.integers(8)
+    kind = rng.integers(9)
     if kind == 0:
         return noise(rng, size, log_uniform(rng, 1 / 160, 1 / 3), log_uniform(rng, 1, 8))
     if kind == 1:
@@ -62,6 +64,8 @@ def field(rng: Rng, size: int) -> Array:
     if kind == 5:  # waves that cross
         return np.tanh(sharp * np.sin(2 * np.pi * u) * np.sin(2 * np.pi * v)).astype(np.float32)
     across, down = u % 1 - 0.5, v % 1 - 0.5
+    if kind == 8:  # a sign
+        return np.tanh(-4 * sharp * (sign(rng, across / 0.42, down / 0.42) - rng.uniform(0, 0.1)))
     if kind == 6:  # dots
         return np.tanh(sharp * (rng.uniform(0.15, 0.4) - np.hypot(across, down)) * 4).astype(np.float32)
     return np.tanh(sharp * (np.maximum(np.abs(across), np.abs(down)) - rng.uniform(0.3, 0.47)) * 6).astype(np.float32)
@@ -106,12 +110,52 @@ def strewn(rng: Rng, image: Array, inside: Array, unit: float) -> Array:
     return paint(image, rng.uniform(0.4, 1) * mask, any_colour(rng))
 
 
+@lru_cache(maxsize=1)
+def signs() -> list[tuple[Any, str]]:
+    """Font and character of all signs of DejaVu and STIX (free licences, in matplotlib), but gears: they are held out."""
+    from matplotlib import get_data_path
+    from matplotlib.ft2font import FT2Font
+
+    found = []
+    for name in ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "STIXGeneral"):
+        path = Path(get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+        font = ImageFont.truetype(str(path), 96)
+        for character in map(chr, sorted(FT2Font(str(path)).get_charmap())):
+            drawn = unicodedata.category(character)[0] in "LNPS" and font.getmask(character).getbbox()
+            if drawn and "GEAR" not in unicodedata.name(character, ""):
+                found.append((font, character))
+    return found
+
+
+@lru_cache(maxsize=4096)
+def sign_field(number: int) -> Array:
+    """(96, 96) signed distance to the sign of this number, that fills a square of half side 0.9; unit: half side of all."""
+    font, character = signs()[number]
+    left, top, right, bottom = font.getbbox(character)
+    reach = max(right - left, bottom - top, 8)
+    canvas = Image.new("L", (reach, reach))
+    ImageDraw.Draw(canvas).text(
+        ((reach - right + left) / 2 - left, (reach - bottom + top) / 2 - top), character, 255, font
+    )
+    inside = np.pad(np.asarray(canvas.resize((86, 86), Image.Resampling.BILINEAR)) > 127, 5).astype(np.uint8)
+    out, into = (cv2.distanceTransform(m, cv2.DIST_L2, 5) for m in (1 - inside, inside))
+    return cv2.GaussianBlur((out - into) / 48, (0, 0), 0.8)
+
+
+def sign(rng: Rng, u: Array, v: Array) -> Array:
+    """Signed distance (S, S) to a random character of many scripts and symbols, in the square where u, v are in [-1, 1]."""
+    distance = sign_field(int(rng.integers(len(signs()))))
+    x, y = ((w.astype(np.float32) + 1) * 48 - 0.5 for w in (u, v))
+    beyond = np.hypot(np.maximum(np.abs(u) - 1, 0), np.maximum(np.abs(v) - 1, 0))
+    return cv2.remap(distance, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE) + beyond.astype(np.float32)
+
+
 def outline(rng: Rng, f: Frame) -> Array:
-    """Signed distance (S, S) to a round, polygonal, toothed, lobed, boxed or irregular shape."""
+    """Signed distance (S, S) to a shape: round, polygonal, toothed, lobed, boxed, irregular, or of signs."""
     radius, angle = f.polar
     fold = int(rng.integers(3, 30))
     local = sectors(angle, fold)
-    kind = rng.integers(6)
+    kind = rng.integers(9)
     if kind == 0:
         return radius - 0.96
     if kind == 1:
@@ -126,6 +170,15 @@ def outline(rng: Rng, f: Frame) -> Array:
         reach = rng.uniform(0.05, 0.6) * np.pi / fold
         arms = np.maximum(radius - 0.96, np.abs(radius * np.sin(local)) - reach * rng.uniform(0.5, 1))
         return np.minimum(arms, radius - rng.uniform(0.4, 0.8))
+    bold = max(rng.uniform(0, 0.2), 2 / f.scale)
+    if kind == 5:
+        return sign(rng, f.u / 0.7, f.v / 0.7) - bold
+    if kind == 6:  # one sign around a point
+        at, local = rng.uniform(0.3, 0.6), sectors(angle, int(rng.integers(2, 13)))
+        ring = sign(rng, (radius * np.cos(local) - at) / 0.38, radius * np.sin(local) / 0.38)
+        return np.maximum(np.minimum(0.38 * ring, radius - at), radius - 0.97)
+    if kind == 7:  # the two halves mirror each other
+        return np.maximum(sign(rng, np.abs(f.u) / 0.7 - rng.uniform(0, 0.6), f.v / 0.7), radius - 0.9) - bold
     ripple = noise(rng, len(radius), 0.2 * f.scale / len(radius) + 0.02)
     return radius * (1 + rng.uniform(0, 0.5) * np.abs(np.sin(angle))) - 0.9 + rng.uniform(0.02, 0.12) * ripple
 
@@ -147,7 +200,8 @@ def part(rng: Rng, size: int) -> Layers:
     f = place(rng, size)
     d = outline(rng, f)
     if rng.random() < 0.45:
-        d = np.maximum(d, -openings(rng, f))
+        pierced = np.maximum(d, -openings(rng, f))
+        d = pierced if (pierced < 0).sum() > 0.2 * (d < 0).sum() else d
     image = lit(material(rng, size), f.each(rng, rng.uniform(0, 0.12)))
     for _ in range(rng.integers(0, 4)):
         image = inlay(rng, f, d, image)
@@ -165,9 +219,9 @@ def part(rng: Rng, size: int) -> Layers:
 
 
 def inlay(rng: Rng, f: Frame, d: Array, image: Array) -> Array:
-    """A ring, step, seam, ring of elements, or half of the object in another material, raised or sunk."""
+    """A ring, step, seam, sign, ring of elements, or half of the object in another material, raised or sunk."""
     radius, angle = f.polar
-    kind = rng.integers(5)
+    kind = rng.integers(6)
     if kind == 0:
         shape = np.abs(radius - rng.uniform(0.2, 0.9)) - log_uniform(rng, 0.01, 0.2)
     elif kind == 1:  # follows the outline
@@ -179,6 +233,9 @@ def inlay(rng: Rng, f: Frame, d: Array, image: Array) -> Array:
         x, y = radius * np.cos(sectors(angle, fold)) - at, radius * np.sin(sectors(angle, fold))
         element = rng.uniform(0.03, min(0.3, 3 * at / fold))
         shape = np.hypot(x, y) - element if rng.random() < 0.5 else box(x, y, element, element * rng.uniform(0.2, 1))
+    elif kind == 4:
+        reach, where = log_uniform(rng, 0.15, 0.7), rng.uniform(-0.4, 0.4, 2)
+        shape = reach * sign(rng, (f.u - where[0]) / reach, (f.v - where[1]) / reach)
     else:
         shape = f.u - rng.uniform(-0.5, 0.5)
     other = material(rng, len(image)) if rng.random() < 0.4 else flat(len(image), any_colour(rng))

@@ -16,7 +16,7 @@ from models.preprocess import normalise
 SCENE_SIZE = 192
 CHUNK = 256  # scenes a file
 FAMILIES = SPLIT["pretrain"]
-SHARE = {"part": 6, "pattern": 4, "photograph": 3, "kaleidoscope": 6, "hybrid": 8}  # scenes for each of a named family
+SHARE = {"part": 14, "pattern": 6, "photograph": 3, "kaleidoscope": 8, "hybrid": 9}  # scenes for each of a named family
 DEFECT_NAMES = tuple(DEFECTS)
 
 
