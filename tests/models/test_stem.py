@@ -31,6 +31,18 @@ def test_large_images_taken_one_at_a_time_give_the_same(stem: ConvStem) -> None:
         torch.testing.assert_close(stem(images), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("learns", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_under_autocast_it_learns_in_fp32(
+    stem: ConvStem, images: torch.Tensor, learns: bool, dtype: torch.dtype
+) -> None:
+    stem.blocks.requires_grad_(learns)
+    seen = []
+    stem.blocks[-1].register_forward_hook(lambda _block, _inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert stem(images).dtype == torch.bfloat16
+    assert seen == [dtype]
+
+
 def test_folding_the_norms_does_not_change_what_it_computes(stem: ConvStem, images: torch.Tensor) -> None:
     with_norms(stem).train()
     for _ in range(3):
