@@ -1,10 +1,12 @@
 """Scenes are reproducible, their masks are true, and the split of the families is one."""
 
 import itertools
+import unicodedata
 
 import numpy as np
 import pytest
 
+from models.embedded.composites import sign_field, signs
 from models.embedded.generator import DEFECTS, FAMILIES, SPLIT, Scene, scene
 
 SIZE = 96
@@ -66,3 +68,11 @@ def test_split_is_disjoint_and_complete() -> None:
     names = [name for part in SPLIT.values() for name in part]
     assert len(names) == len(set(names))
     assert set(names) == set(FAMILIES)
+
+
+def test_signs_have_an_inside_and_are_no_gears() -> None:
+    characters = [character for _, character in signs()]
+    assert len(set(characters)) > 5000
+    assert not any("GEAR" in unicodedata.name(character, "") for character in characters)
+    for number in range(0, len(characters), 40):
+        assert sign_field(number).min() < 0 < sign_field(number).max()
