@@ -223,9 +223,14 @@ def assert_only_this_run_is_watched(api: httpx.Client, ours: str) -> None:
     (automation,) = post(api, "/automations/filter")
     trigger = EventTrigger.model_validate(automation["trigger"])
     names = {"prefect.flow-run.heartbeat", "prefect.flow-run.Completed with unreadable images"}
-    found = post(api, "/events/filter", filter={"event": {"name": [*names, "prefect.flow-run.Completed"]}})["events"]
-    events = [ReceivedEvent.model_validate(event) for event in found]
-    assert {event.event for event in events if event.resource.id == ours} == names
+    events: list[ReceivedEvent] = []
+
+    def ours_arrived() -> bool:  # events are stored some time after the states that they tell of
+        query = {"event": {"name": [*names, "prefect.flow-run.Completed"]}}
+        events[:] = map(ReceivedEvent.model_validate, post(api, "/events/filter", filter=query)["events"])
+        return {event.event for event in events if event.resource.id == ours} == names
+
+    wait_for(ours_arrived)
     assert {event.event for event in events if event.resource.id != ours} >= {"prefect.flow-run.Completed"}
     for event in events:
         assert trigger.covers(event) == (event.resource.id == ours), event
