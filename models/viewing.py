@@ -9,10 +9,27 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 
+def orientation(image: Image.Image) -> int:
+    """1 to 8, as far as read; 1, upright, where EXIF data are damaged or missing, which says nothing of the pixels.
+
+    A PNG's may follow its pixels, and are seen when it is loaded.
+    """
+    try:
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))  # a PNG's own would load it
+    except MemoryError:
+        raise
+    except Exception:  # whatever Pillow's reader of TIFF directories stumbles over
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    image.load()
+    return ImageOps.exif_transpose(image) if orientation(image) != 1 else image  # it copies, all of a scan
+
+
 def as_viewed(image: Image.Image) -> Image.Image:
     """The image in mode L or RGB, upright, as a viewer would show it."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else exif_transpose copies, all of a scan
-        image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode in ("L", "RGB"):
         return image if "transparency" not in image.info else over_white(image.convert("RGBA"))
     if image.mode.startswith("I") or image.mode == "F":

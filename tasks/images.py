@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import IO, Any
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from models.viewing import as_viewed
+from models.viewing import as_viewed, orientation, upright
 from tasks.errors import InputError
 from tasks.store import read_uri
 
@@ -137,7 +137,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     The orientation of a PNG whose EXIF data follow its pixels is not seen: to look for it is to decode the image. Pillow
     gives a TIFF's size upright.
     """
-    turned = image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    turned = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)
     return image.size[::-1] if turned else image.size
 
 
@@ -149,7 +149,7 @@ def count_pixels(data: bytes) -> int:
 def read_mask(uri: str) -> Image.Image:
     """A ground-truth mask, upright; raises InputError where there is none that can be read."""
     try:
-        return ImageOps.exif_transpose(decode_image(read_uri(uri)))
+        return upright(decode_image(read_uri(uri)))
     except FileNotFoundError:
         raise InputError(f"the mask {uri} does not exist any more: ingest its source again") from None
     except UnreadableImage as error:

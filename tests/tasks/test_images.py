@@ -80,10 +80,13 @@ def test_a_header_alone_says_what_the_decoded_image_is(kind: str, number: int) -
     assert peek_header(io.BytesIO(data)) == read_header(data)
 
 
-def test_damaged_exif_data_does_not_make_an_image_unreadable() -> None:
-    data = encoded(photo(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
-    assert decode_image(data).size == (60, 40)
-    assert read_header(data).width == 60
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"MM\0*\0\0\0\x08\xff\xff", b"garbage!garbage!"])
+def test_damaged_exif_data_does_not_make_an_image_unreadable(kind: str, exif: bytes) -> None:
+    """With a resolution of its own, as a JPEG of which Pillow has not looked for it in the EXIF data yet."""
+    data = encoded(photo(), kind, exif=b"Exif\0\0" + exif, dpi=(72, 72))
+    assert viewed(decode_image(data)).size == (60, 40)
+    assert peek_header(io.BytesIO(data)) == read_header(data) == Header(60, 40, "RGB")
 
 
 def test_warnings_of_the_decoder_are_left_alone_by_threads_that_decode() -> None:
