@@ -334,7 +334,9 @@ def as_table(rows: list[dict[str, Any]], heads: dict[str, str]) -> str:
 def as_cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(value))  # names of folders reach a terminal here
 
 
 def mlflow_ui(store: str) -> str:
