@@ -91,7 +91,7 @@ def score_pending(**parameters: Any) -> str | None:
     except OtherScores:
         raise
     except (RuntimeError, InputError, OSError) as error:
-        return str(error)
+        return str(error) or type(error).__name__  # a time-out may have no words
     return None
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from flows.cli import silence_input_errors
+from flows.commands import as_table
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.registry import ModelVersion, resolve_model
@@ -227,3 +228,7 @@ def test_prefect_says_a_failure_in_a_line_and_its_traceback_where_it_is_asked_fo
     record = logged(OSError("no space left"))
     assert record
     assert bool(record.exc_info) is traced
+
+
+def test_names_of_folders_cannot_steer_a_terminal() -> None:
+    assert as_table([{"name": "a\x1b[2Jb\nc"}], {"name": "class"}).splitlines() == ["class   ", "a\ufffd[2Jb\ufffdc"]

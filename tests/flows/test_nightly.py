@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from prefect.artifacts import Artifact
 
+from flows.nightly import score_pending
+from flows.score import score
 from tasks.registry import (
     CHAMPION,
     CHAMPION_URI,
@@ -191,3 +193,13 @@ def test_a_night_without_a_model_is_wrong_use(anomalyclip: Command, images: Path
     answer = night(anomalyclip, images)
     assert answer.code == 2
     assert "train one with `anomalyclip train`" in answer.err
+
+
+def test_an_error_without_words_has_failed_a_night_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a time-out of fsspec."""
+
+    def time_out(**_: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(score, "fn", time_out)
+    assert score_pending() == "TimeoutError"
