@@ -79,7 +79,8 @@ class Source:
         except PermissionError as error:
             raise InputError(f"the source {self.uri!r} may not be listed: {error}") from error
         except FileNotFoundError:
-            pass  # S3 says so of a bucket
+            if not empty:  # what is not listed would count as deleted
+                raise
         if empty and not self.filesystem.exists(self.root):
             raise InputError(f"the source {self.uri!r} does not exist")
 
@@ -133,7 +134,10 @@ def in_utf8(name: str) -> str:
 def stored_object(filesystem: Any, name: str, above: str, info: Mapping[str, Any]) -> StoredObject:
     modified = info.get("LastModified") or info.get("last_modified") or info.get("mtime") or info.get("created")
     if isinstance(modified, int | float):
-        modified = datetime.fromtimestamp(modified, UTC)
+        try:
+            modified = datetime.fromtimestamp(modified, UTC)
+        except (ValueError, OverflowError, OSError):  # beyond the year 9999
+            modified = None
     size = int(info.get("Size") or info.get("size") or 0)
     return StoredObject(name, above + name, etag_of(filesystem, info), size, modified)
 
@@ -187,8 +191,7 @@ def reasons(filesystem: Any) -> Iterator[None]:
     except IsADirectoryError:
         raise UnreadableImage("changed", "the object is a folder by now") from None
     except PermissionError as error:
-        of_this_object = isinstance(filesystem, LocalFileSystem) or is_archived(error)
-        raise UnreadableImage("unreadable" if of_this_object else "forbidden", str(error)) from error
+        raise UnreadableImage("unreadable" if is_archived(error) else "forbidden", str(error)) from error
     except OSError as error:
         if not isinstance(filesystem, LocalFileSystem) or error.errno not in NO_FILE:
             raise

@@ -15,7 +15,8 @@ from s3fs.errors import translate_boto_error
 from tasks.errors import InputError
 from tasks.images import UnreadableImage
 from tasks.layouts import Entry, StoredObject, read_layout, read_version
-from tasks.layouts.source import etag_of, reasons
+from tasks.layouts import source as source_module
+from tasks.layouts.source import etag_of, reasons, stored_object
 from tasks.store import Store
 from tests.tasks.conftest import photo
 
@@ -210,12 +211,32 @@ def test_on_s3_an_etag_names_the_version_whether_it_is_an_md5_or_not(s3: s3fs.S3
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_local_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
+def test_a_local_file_that_may_not_be_read_is_forbidden(tmp_path: Path) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "a.png").chmod(0)
     _, entries = read_layout(str(tmp_path), "flat", "parts")
-    with pytest.raises(UnreadableImage, match="unreadable"):
+    with pytest.raises(UnreadableImage, match="forbidden"):
         read(entries[0].object)
+
+
+def test_a_time_that_no_calendar_has_is_none(tmp_path: Path) -> None:
+    assert stored_object(LocalFileSystem(), "a.png", "file:///", {"mtime": 3e11, "size": 1}).last_modified is None
+
+
+def test_a_listing_that_breaks_off_is_not_a_shorter_source(s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing from it would count as deleted."""
+    folder = Store("s3://photos/line")
+    for name in ("a.png", "b.png"):
+        folder.write(b"x", name)
+    whole = source_module.list_objects
+
+    def first_page(filesystem: Any, root: str) -> Any:
+        yield next(iter(whole(filesystem, root)))
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr(source_module, "list_objects", first_page)
+    with pytest.raises(FileNotFoundError):
+        read_layout(folder.uri, "flat", "parts")
 
 
 @pytest.mark.parametrize(
