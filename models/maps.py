@@ -63,4 +63,6 @@ def resample_matrix(size: int, grid: int, image_size: int, sigma: float) -> np.n
     model_map = map_matrix(image_size, grid, sigma)
     if size == image_size:
         return model_map
-    return resize_matrix.__wrapped__(size, image_size) @ model_map  # not kept: it is many times what comes of it
+    columns = torch.from_numpy(model_map.T.copy())[None]  # 1 g S: one channel a column of the patch grid
+    resized = F.interpolate(columns, size=size, mode="linear", align_corners=False)[0].T
+    return np.ascontiguousarray(resized.numpy())

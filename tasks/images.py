@@ -19,6 +19,7 @@ DOCUMENT_SUFFIXES = {".pdf", ".mpg", ".mpeg", ".ps", ".eps"}  # Pillow knows the
 SUFFIXES = frozenset(Image.registered_extensions()) - DOCUMENT_SUFFIXES | UNREADABLE_SUFFIXES
 FORMATS = sorted(set(Image.OPEN) - {"EPS"})  # Pillow hands PostScript to an interpreter
 HUGE = 16_000_000  # pixels; larger images are handled one at a time, or the threads that read need all memory
+LONGEST = 100_000  # pixels of a side: what makes its map takes 300 bytes for each
 LARGE = 32_000_000  # bytes; of larger objects a few are in memory at a time, for the same reason
 LARGEST = 8 * 2 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes: as many pixels as Pillow decodes, 16 bits of four channels
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
@@ -60,7 +61,7 @@ def open_file(file: IO[bytes]) -> Image.Image:
         raise UnreadableImage("empty", "the object has no bytes")
     file.seek(0)
     try:
-        return Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UnreadableImage("too_large", str(error)) from error
     except UnidentifiedImageError as error:
@@ -71,6 +72,9 @@ def open_file(file: IO[bytes]) -> Image.Image:
         raise
     except Exception as error:  # a damaged header raises whatever its format's reader stumbles over
         raise UnreadableImage("corrupt", f"{type(error).__name__}: {error}") from error
+    if max(image.size) > LONGEST:
+        raise UnreadableImage("too_large", f"{image.width} x {image.height} pixels: a side has more than {LONGEST}")
+    return image
 
 
 def decode_image(data: bytes) -> Image.Image:

@@ -89,6 +89,14 @@ def test_damaged_exif_data_does_not_make_an_image_unreadable(kind: str, exif: by
     assert peek_header(io.BytesIO(data)) == read_header(data) == Header(60, 40, "RGB")
 
 
+def test_an_image_of_which_a_side_has_no_end_is_too_large() -> None:
+    """Its pixels are few; what makes its map is as long as the side."""
+    data = encoded(Image.new("1", (20_000_000, 1)), "PNG")
+    for look in (decode_image, lambda found: peek_header(io.BytesIO(found))):
+        with pytest.raises(UnreadableImage, match="too_large"):
+            look(data)
+
+
 def test_warnings_of_the_decoder_are_left_alone_by_threads_that_decode() -> None:
     import warnings
     from concurrent.futures import ThreadPoolExecutor
