@@ -7,6 +7,7 @@ precision it was scored: one model scores one collection in one precision.
 """
 
 import io
+import math
 import os
 import threading
 import zlib
@@ -176,7 +177,7 @@ def commit_shard(output: Output, shard: Shard, detector: Detector | Baseline) ->
                     scored.append(pending.popleft().result())
                 advance()
         scored += [future.result() for future in pending]
-        check_source(output, scored)
+        check_source(output, scored, readers)
         check_access(scored)
         output.settle_precision()
         if output.is_committed(shard):
@@ -193,14 +194,17 @@ def summarise(shard: Shard, scored: list[dict[str, Any]]) -> ScoredShard:
     return ScoredShard(shard.name, len(scored), count_values(scored, "error_kind"), count_values(scored, "decision"))
 
 
-def check_source(output: Output, scored: list[dict[str, Any]]) -> None:
-    """FileNotFoundError where the source of several missing images seems to be out of reach: a row would say for ever that
-    its image was missing.
+def check_source(output: Output, scored: list[dict[str, Any]], readers: ThreadPoolExecutor) -> None:
+    """FileNotFoundError where a missing image is there again, or the source of several seems to be out of reach: a row would
+    say for ever that its image was missing.
 
     It seems so where nothing of the shard can be found, what was read a moment ago included, though no ingest has noted that
     it was deleted, no bucket answers for it, and its folder is gone or empty.
     """
     missing = [row for row in scored if row.get("error_kind") == "missing"]
+    for row, again in zip(missing, readers.map(is_there, map(itemgetter("uri"), missing)), strict=True):
+        if again:
+            raise FileNotFoundError(f"{row['uri']} could not be found and is there again: is the source in reach?")
     if len(missing) < 2 or bucket_answers(missing[0]["uri"]) or all(map(is_gone, missing)):
         return
     other = next((row for row in scored if row.get("error_kind") != "missing"), None)
@@ -234,7 +238,7 @@ def check_access(scored: list[dict[str, Any]]) -> None:
 
 def is_there(uri: str) -> bool:
     filesystem, path = open_filesystem(uri)
-    return bool(filesystem.exists(path))
+    return bool(filesystem.isfile(path))
 
 
 def is_gone(row: dict[str, Any]) -> bool:
@@ -248,7 +252,8 @@ def is_gone(row: dict[str, Any]) -> bool:
     if os.path.islink(path) and not row["etag"].endswith(NO_SIZE):
         return False
     try:
-        return any(not is_hidden(name) for name in os.listdir(os.path.dirname(path)))
+        with os.scandir(os.path.dirname(path)) as entries:
+            return any(not is_hidden(entry.name) for entry in entries)
     except OSError:
         return False
 
@@ -309,7 +314,11 @@ def pair_results(
         if isinstance(image, UnreadableImage):
             yield row, image
         else:
-            yield row, ScoredImage(float(scored.scores[position]), scored.grids[position], image.height, image.width)
+            score, grid = float(scored.scores[position]), scored.grids[position]
+            if not (math.isfinite(score) and np.isfinite(grid).all()):
+                named = row.get("uri", "an image")
+                raise RuntimeError(f"the model's answer to {named} is no number: its device or its weights are at fault")
+            yield row, ScoredImage(score, grid, image.height, image.width)
             position += 1
 
 

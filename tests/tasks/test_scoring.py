@@ -14,7 +14,7 @@ import pytest
 from tasks.errors import InputError
 from tasks.manifest import ingest_source
 from tasks.pixels import load_pixels
-from tasks.registry import ModelVersion
+from tasks.registry import ModelVersion, open_detector
 from tasks.scoring import mask_png, score_shard
 from tasks.shards import ScoredShard, Shard, check_done, model_folder, part_name, plan_shards
 from tasks.store import Store
@@ -400,3 +400,32 @@ def test_objects_that_a_bucket_has_no_more_are_missing(s3, source: Path, model) 
     bucket.fs.rm("photos/2026-11-24", recursive=True)
     score(store, model)
     assert [row["error_kind"] for row in read_scores(store, model)] == ["missing"] * 10
+
+
+def test_an_image_that_was_missing_for_a_moment_is_scored(store: Store, source: Path, model, monkeypatch) -> None:
+    """A row would say for ever that it was missing."""
+    ingest(store, source)
+    (source / "005.png").rename(source / "aside")
+
+    def read_and_bring_back(row: dict[str, Any], image_size: int) -> Any:
+        found = load_pixels(row, image_size)
+        if row["uri"].endswith("005.png") and (source / "aside").exists():
+            (source / "aside").rename(source / "005.png")
+        return found
+
+    monkeypatch.setattr("tasks.pixels.load_pixels", read_and_bring_back)
+    with pytest.raises(FileNotFoundError, match=r"005\.png could not be found and is there again"):
+        score(store, model, size=100)
+    score(store, model, size=100)
+    assert [row["error_kind"] for row in read_scores(store, model)] == [None] * 10
+
+
+def test_what_a_model_says_that_is_no_number_is_not_committed(store: Store, source: Path, model, monkeypatch) -> None:
+    """A NaN would be decided as normal, and be in the next calibration's reference."""
+    ingest(store, source)
+    detector = open_detector(store, model)
+    detector.text_features = detector.text_features * float("nan")
+    monkeypatch.setattr("tasks.scoring._load_detector", lambda *_: detector)
+    with pytest.raises(RuntimeError, match=r"000\.png is no number"):
+        score(store, model)
+    assert read_scores(store, model) == []
