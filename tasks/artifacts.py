@@ -11,13 +11,14 @@ from urllib.parse import quote
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from tasks.progress import watched
+from tasks.progress import dispensable, watched
 
 
 def publish_table(step: str, collection: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """Rows with the same columns; cells are shown as text."""
     if watched():
-        create_table_artifact([dict(row) for row in rows], artifact_key(step, collection), as_text(description))
+        with dispensable(f"the table of {step}"):
+            create_table_artifact([dict(row) for row in rows], artifact_key(step, collection), as_text(description))
 
 
 def publish_markdown(step: str, collection: str, name: str, markdown: str, description: str) -> None:
@@ -28,7 +29,8 @@ def publish_markdown(step: str, collection: str, name: str, markdown: str, descr
 def publish_links(step: str, collection: str, links: Mapping[str, str]) -> None:
     """One artifact a link, under the link's name."""
     for name, link in links.items() if watched() else ():
-        create_link_artifact(quote(link, safe=":/#?=&%@"), name, artifact_key(step, collection, name))
+        with dispensable(f"the link to {name}"):
+            create_link_artifact(quote(link, safe=":/#?=&%@"), name, artifact_key(step, collection, name))
 
 
 def artifact_key(*words: str) -> str:

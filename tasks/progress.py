@@ -1,5 +1,6 @@
 """Progress of long work: a bar on standard error and, under a Prefect server, a progress artifact in its UI."""
 
+import logging
 import sys
 import threading
 import time
@@ -12,12 +13,23 @@ from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from tqdm import tqdm
 
+log = logging.getLogger(__name__)
+
 ARTIFACT_SECONDS = 2.0  # at most one update of the artifact in this time
 
 
 def watched() -> bool:
     """Whether this is a run on a server that people look at: nobody looks at an ephemeral one."""
     return FlowRunContext.get() is not None and get_current_settings().api.url is not None
+
+
+@contextmanager
+def dispensable(what: str) -> Iterator[None]:
+    """What people look at while work goes on: where the server does not take it, a warning, and the work goes on."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s is not shown: %s: %s", what, type(error).__name__, error)
 
 
 class Progress:
@@ -33,8 +45,10 @@ class Progress:
     def create_artifact(self, what: str) -> UUID | None:
         if not watched():
             return None
-        artifact = create_progress_artifact(progress=0.0, description=what)
-        return artifact if isinstance(artifact, UUID) else None
+        with dispensable(f"the progress of {what}"):
+            artifact = create_progress_artifact(progress=0.0, description=what)
+            return artifact if isinstance(artifact, UUID) else None
+        return None
 
     def advance(self, n: int = 1) -> None:
         with self.lock:
@@ -46,9 +60,15 @@ class Progress:
             self.report()
 
     def report(self) -> None:
-        if self.artifact and self.total is not None:
+        artifact, self.artifact = (
+            self.artifact,
+            None,
+        )  # it stays so where the server does not answer: to wait costs a minute
+        if artifact and self.total is not None:
             share = min(1.0, self.bar.n / self.total) if self.total else 1.0
-            update_progress_artifact(self.artifact, progress=100.0 * share)
+            with dispensable("the progress"):
+                update_progress_artifact(artifact, progress=100.0 * share)
+                self.artifact = artifact
 
 
 class Stopped(Exception):

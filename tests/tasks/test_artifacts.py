@@ -1,10 +1,15 @@
 """Artifacts: names are hostile."""
 
 import re
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+from prefect.artifacts import update_progress_artifact
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tasks.artifacts import artifact_key, as_text
+from tasks.progress import advance, progress
 
 
 @pytest.mark.parametrize(
@@ -25,3 +30,24 @@ def test_keys_are_what_prefect_allows() -> None:
     keys = [artifact_key("nightly", name) for name in ("線", "縫", "größe")]
     assert len(set(keys)) == 3
     assert all(re.fullmatch("[a-z0-9-]+", key) for key in keys)
+
+
+def test_work_goes_on_while_the_server_of_its_progress_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prefect's client asks again for a minute: after the first time nothing is reported."""
+    asked = []
+
+    def update(artifact: UUID, **values: Any) -> None:
+        asked.append(artifact)
+        update_progress_artifact(artifact, **values)
+
+    monkeypatch.setattr("tasks.progress.update_progress_artifact", update)
+    monkeypatch.setattr("tasks.progress.ARTIFACT_SECONDS", 0.0)
+    unreachable = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0})
+    with unreachable, progress("score", 3) as bar:
+        bar.artifact = uuid4()
+        for _ in range(3):
+            advance()
+    assert len(asked) == 1
+    assert "the progress is not shown" in caplog.text
