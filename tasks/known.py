@@ -24,6 +24,7 @@ FACTS = ("etag", "class_name", "split", "defect_type", "label", "mask_uri")  # a
 HEADER = ("width", "height", "mode", "status", "status_detail")
 LISTED, OPENED, GONE = range(3)  # what the last row of a URI says
 SLICE = 1 << 18  # values that are sorted or read in one go
+BLOCK = 1 << 20  # bytes that are written in one go
 
 
 class Before(NamedTuple):
@@ -125,7 +126,10 @@ def read_known(store: Store, folder: tuple[str, ...], parts: tuple[str, ...]) ->
 def on_disk(n: int, dtype: Any) -> np.ndarray:
     """n zeros in a temporary file that is gone when they are, and when the process is killed."""
     with tempfile.TemporaryFile(prefix="anomalyclip-") as file:
-        file.truncate(max(1, n) * np.dtype(dtype).itemsize)
+        size = max(1, n) * np.dtype(dtype).itemsize
+        for start in range(0, size, BLOCK):  # written: holes that a full disk cannot fill would kill the process
+            file.write(bytes(min(BLOCK, size - start)))
+        file.flush()
         mapped: np.ndarray = np.memmap(file, dtype, "r+", shape=(max(1, n),))
         return mapped[:n]
 

@@ -235,6 +235,7 @@ def create_file(path: Path, data: bytes) -> None:
     """A file that appears whole; FileExistsError where there is one."""
     with aside(path) as partial:
         partial.write_bytes(data)
+        to_disk(partial)
         os.link(partial, path)
 
 
@@ -243,7 +244,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which is renamed into place when it is finished."""
     with aside(path) as partial:
         yield partial
+        to_disk(partial)
         os.replace(partial, path)
+
+
+def to_disk(path: Path) -> None:
+    """Before a name leads to it: else a power cut may leave the name with nothing behind it, which counts as done."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
