@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -65,7 +65,7 @@ def use_tracking(store: Store) -> MlflowClient:
         root.mkdir(parents=True, exist_ok=True)
     uri = given or f"sqlite:///{root}/mlflow.db"
     _defaults.update([] if given else [uri])
-    mlflow.set_tracking_uri(uri)
+    mlflow.set_tracking_uri(without_user(uri))
     try:
         client = MlflowClient()
         known = client.get_experiment_by_name(EXPERIMENT)
@@ -291,6 +291,16 @@ def tracking_name() -> str:
 
 def without_password(text: str) -> str:
     return re.sub(r"(?<=://)[^/]*@", "", text)
+
+
+def without_user(uri: str) -> str:
+    """A server's URI, whose user and password go where MLflow looks for them too: its errors repeat the URI."""
+    server = urlsplit(uri)
+    if server.scheme not in ("http", "https") or server.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(server.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(server.password or "")
+    return without_password(uri)
 
 
 def pages_of(tracking_uri: str) -> str | None:

@@ -23,7 +23,6 @@ from urllib.parse import unquote
 
 import pandas as pd
 from fsspec.core import split_protocol
-from fsspec.implementations.local import LocalFileSystem
 from mlflow.pyfunc import PythonModel
 
 from tasks.errors import InputError
@@ -31,7 +30,7 @@ from tasks.images import UnreadableImage
 from tasks.pixels import Pixels, prepare_pixels
 from tasks.registry import ModelVersion, open_detector, resolve_model
 from tasks.scoring import ScoredImage, cut_mask, map_threshold, score_rows
-from tasks.store import Store, read_uri
+from tasks.store import Store, open_filesystem, read_uri
 from tasks.thresholds import Calibration, bundle_calibration, cut_at, decide, read_calibration
 
 IMAGE_ROOTS = "ANOMALYCLIP_IMAGE_ROOTS"
@@ -145,4 +144,5 @@ def is_local(uri: str) -> bool:
 
 
 def real_path(uri: str) -> Path:
-    return Path(LocalFileSystem._strip_protocol(uri)).resolve()
+    """What open_filesystem reads: `..` goes by the name, then links are followed."""
+    return Path(open_filesystem(uri)[1]).resolve()

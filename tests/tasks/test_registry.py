@@ -1,5 +1,6 @@
 """The registry: versions, the champion, and that what is loaded is what was registered."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -266,3 +267,14 @@ def test_pages_are_those_of_a_server_without_its_password(uri: str, pages: str |
 def test_messages_name_the_registry_without_its_password(uri: str, name: str, monkeypatch) -> None:
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
     assert tracking_name() == name
+
+
+def test_an_error_of_the_server_does_not_repeat_its_password(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://line%204:hunter2@127.0.0.1:9/base")
+    with pytest.raises(MlflowException, match=r"127\.0\.0\.1") as down:
+        use_tracking(store)
+    assert "hunter2" not in str(down.value)
+    assert [os.environ[f"MLFLOW_TRACKING_{name}"] for name in ("USERNAME", "PASSWORD")] == ["line 4", "hunter2"]

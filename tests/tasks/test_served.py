@@ -190,6 +190,8 @@ def test_a_version_holds_code_signature_and_example_and_no_pickle(scored: Scored
         ("{tmp}/photos/../secret.png", "{tmp}/photos", False),
         ("file://{tmp}/photos/link/secret.png", "{tmp}/photos", False),
         ("local://{tmp}/secret.png", "{tmp}/photos", False),
+        ("{tmp}/in/../secret.png", "{tmp}/photos", False),
+        ("{tmp}/in/a.png", "{tmp}/photos", True),
         ("{tmp}/photos/a.png", "s3://photos", False),
         ("s3://photos/a.png", "{tmp}/photos", False),
     ],
@@ -197,6 +199,8 @@ def test_a_version_holds_code_signature_and_example_and_no_pickle(scored: Scored
 def test_what_is_below_a_root(uri: str, root: str, below: bool, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/link").symlink_to(tmp_path)
+    (tmp_path / "photos/deep").mkdir()
+    (tmp_path / "in").symlink_to(tmp_path / "photos/deep")
     assert is_below(uri.format(tmp=tmp_path), root.format(tmp=tmp_path)) is below
 
 
