@@ -266,12 +266,13 @@ class PartWriter:
             others = self.parts_of_others()
             if not others:
                 try:
-                    self.commit(kind, table)
+                    if self.commit(kind, table):
+                        return
                 except BaseException:
                     with suppress(OSError):  # else the next try waits for this one
                         self.store.fs.rm_file(self.store.path(*self.claim))
                     raise
-                return
+                continue
             self.parts += others
             self.others += [read_part(self.store, self.collection, part, ["image_id"]) for part in others]
             table = self.without_others(kind, table)
@@ -290,8 +291,7 @@ class PartWriter:
         """
         takeover = 0
         while True:
-            number = f"{len(self.parts):05d}" + (f"-{takeover}" if takeover else "")
-            self.claim = *manifest_folder(self.collection), "_claims", number
+            self.claim = self.claim_of(takeover)
             claimed = self.store.create(b"", *self.claim)
             started, said = time.monotonic(), False
             while (waited := time.monotonic() - started) <= CLAIM_SECONDS:
@@ -307,12 +307,21 @@ class PartWriter:
                 time.sleep(0.2)
             takeover += 1
 
-    def commit(self, kind: str, table: pa.Table) -> None:
+    def claim_of(self, takeover: int) -> tuple[str, ...]:
+        number = f"{len(self.parts):05d}" + (f"-{takeover}" if takeover else "")
+        return *manifest_folder(self.collection), "_claims", number
+
+    def commit(self, kind: str, table: pa.Table) -> bool:
+        """False where another has taken the claim over, as of a machine that slept: then its part comes first."""
         data = to_parquet(table)
+        takeover = int(self.claim[-1].partition("-")[2] or 0)
+        if self.store.exists(*self.claim_of(takeover + 1)):
+            return False
         name = f"part-{len(self.parts):05d}-{hashlib.sha256(data).hexdigest()[:12]}{kind}.parquet"
         part = f"dt={datetime.now(UTC).date()}/{name}"
         self.store.write(data, *manifest_folder(self.collection), part)
         self.parts = (*self.parts, part)
+        return True
 
 
 def open_rows(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], probe: bool) -> Iterable[dict[str, Any]]:

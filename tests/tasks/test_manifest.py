@@ -230,6 +230,25 @@ def test_of_those_who_wait_for_a_dead_ingest_one_takes_its_place(store: Store, s
     assert len(list_parts(store, "parts")) == 1
 
 
+def test_an_ingest_that_slept_while_its_place_was_taken_over_lists_nothing_again(
+    store: Store, source: Path, monkeypatch
+) -> None:
+    """The other has seen one image more: both parts would be of other bytes, and their images be scored twice."""
+    monkeypatch.setattr(manifest, "CLAIM_SECONDS", 0.5)
+    encode, asleep = manifest.to_parquet, []
+
+    def sleep_first(table: pa.Table) -> bytes:
+        if not asleep:
+            asleep.append(True)
+            write_photos(source / "good", range(20, 21))
+            assert ingest(store, source).new == 7
+        return encode(table)
+
+    monkeypatch.setattr(manifest, "to_parquet", sleep_first)
+    ingest(store, source)
+    assert len(to_be_scored(store)) == len(set(to_be_scored(store))) == 7
+
+
 def test_an_ingest_that_could_not_write_gives_its_place_free(store: Store, source: Path, monkeypatch) -> None:
     def full(*arguments: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
