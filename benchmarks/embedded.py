@@ -42,7 +42,7 @@ from models.metrics import aupro, image_metrics, pixel_metrics
 from models.pixel_intervals import bootstrap_pixel_metrics
 from models.preprocess import normalise, preprocess_mask, to_square
 from models.prompts import PromptLearner
-from models.training import extract_features, train_prompts
+from models.training import Features, extract_features, train_prompts
 from tasks.demo_data import FIRST_SEED, SIZE, solar_cell_files
 from tasks.images import decode_image, read_mask
 from tasks.layouts import read_layout
@@ -123,10 +123,9 @@ def hand_written(backbone: Backbone) -> Tensor:
     return ensemble_features(backbone, texts(NORMAL_STATES), texts(DAMAGED_STATES))
 
 
-def learned(backbone: Backbone, auxiliary: Samples, dpam_layers: int, epochs: int, seed: int = SEED) -> Tensor:
-    """(2, D) text features after the published training on features with V-V attention in dpam_layers blocks."""
+def learned(backbone: Backbone, features: Features, auxiliary: Samples, epochs: int, seed: int) -> Tensor:
+    """(2, D) text features after the published training on features of the auxiliary images."""
     assert auxiliary.masks is not None
-    features = extract_features(backbone, normalise(auxiliary.images), (backbone.layers,), dpam_layers, 32)
     prompts = PromptLearner(backbone, generator=torch.Generator().manual_seed(seed))
     images = torch.arange(len(auxiliary.labels))
     batches = (batch for epoch in range(1, epochs + 1) for batch in epoch_batches(images, seed, epoch))
@@ -283,15 +282,14 @@ def main() -> None:
     )
     by_hand = hand_written(backbone)
     texts: dict[int, dict[str, Tensor]] = {}
-    for layers, name in ((DPAM_LAYERS, "V-V"), (0, "plain")):
-        trained = learned(backbone, auxiliary, layers, args.epochs)
+    for layers, name, trainings in ((DPAM_LAYERS, "V-V", args.trainings), (0, "plain", 1)):
+        features = extract_features(backbone, normalise(auxiliary.images), (backbone.layers,), layers, 32)
+        trained = [learned(backbone, features, auxiliary, args.epochs, SEED + n) for n in range(trainings)]
+        again = {f"learned prompts again, seed {SEED + n}": trained[n] for n in range(1, trainings)}
         texts[layers] = {
-            f"learned prompts, {name} features": trained,
+            f"learned prompts, {name} features": trained[0],
             f"hand-written prompts, {name} features": by_hand,
-        }
-    for seed in range(SEED + 1, SEED + args.trainings):
-        trained = learned(backbone, auxiliary, DPAM_LAYERS, args.epochs, seed)
-        texts[DPAM_LAYERS][f"learned prompts again, seed {seed}"] = trained
+        } | again
 
     def judge(sets: dict[str, Samples]) -> dict[str, Any]:
         found: dict[str, dict[str, Found]] = {name: {} for name in sets}
