@@ -317,7 +317,7 @@ def pair_results(
             score, grid = float(scored.scores[position]), scored.grids[position]
             if not (math.isfinite(score) and np.isfinite(grid).all()):
                 named = row.get("uri", "an image")
-                raise RuntimeError(f"the model's answer to {named} is no number: its device or its weights are at fault")
+                raise RuntimeError(f"the model's answer to {named} is no number: its device or weights are at fault")
             yield row, ScoredImage(score, grid, image.height, image.width)
             position += 1
 
