@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from tasks.manifest import labelled_test_rows, read_manifest, records
 from tasks.pixels import READERS, Pixels, read_ahead
 from tasks.progress import advance, progress
 from tasks.retries import RETRIED
-from tasks.store import CACHE, Store
+from tasks.store import CACHE, Store, to_disk
 
 log = logging.getLogger(__name__)
 BATCH = 8  # images a pass of the tower
@@ -151,6 +151,8 @@ def remove_abandoned(parent: Path) -> None:
 
 
 def publish_folder(partial: Path, folder: Path) -> None:
+    for path in partial.iterdir():
+        to_disk(path)
     try:
         partial.rename(folder)
     except OSError:
@@ -161,9 +163,9 @@ def publish_folder(partial: Path, folder: Path) -> None:
 def write_features(folder: Path, rows: list[dict[str, Any]], backbone: Backbone, geometry: Geometry) -> np.ndarray:
     """Features and masks of the rows in .npy files; returns which rows could be read, (N,) bool."""
     usable = np.zeros(len(rows), bool)
-    files: dict[str, np.ndarray] = {}
+    files: dict[str, RowsFile] = {}
     slices = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(READERS) as readers, ExitStack() as opened:
         for number, images in enumerate(read_ahead(readers, slices, geometry.image_size)):
             good = [number * BATCH + i for i, image in enumerate(images) if isinstance(image, Pixels)]
             for row, image in zip(slices[number], images, strict=True):
@@ -183,13 +185,37 @@ def write_features(folder: Path, rows: list[dict[str, Any]], backbone: Backbone,
                 arrays["masks"] = np.stack([load_mask(rows[i], geometry) for i in good])
                 for name, array in arrays.items():
                     if name not in files:
-                        shape = (len(rows), *array.shape[1:])
-                        files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
-                    files[name][good] = array
+                        files[name] = opened.enter_context(RowsFile(folder / f"{name}.npy", len(rows), array))
+                    files[name].write(good, array)
                 usable[good] = True
             os.utime(folder)  # see remove_abandoned
             advance(len(images))
     return usable
+
+
+class RowsFile:
+    """An .npy file of n rows like those of an array, zero where none is written.
+
+    Not a memory map: a full disk is an error here, and there the end of the process.
+    """
+
+    def __init__(self, path: Path, n: int, like: np.ndarray) -> None:
+        self.file, self.size = path.open("wb"), like[0].nbytes
+        header = {"descr": like.dtype.str, "fortran_order": False, "shape": (n, *like.shape[1:])}
+        np.lib.format.write_array_header_2_0(self.file, header)
+        self.begin = self.file.tell()
+        self.file.truncate(self.begin + n * self.size)
+
+    def write(self, numbers: Sequence[int], rows: np.ndarray) -> None:
+        for number, row in zip(numbers, rows, strict=True):
+            self.file.seek(self.begin + number * self.size)
+            self.file.write(row.tobytes())
+
+    def __enter__(self) -> "RowsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
 
 
 def load_mask(row: dict[str, Any], geometry: Geometry) -> np.ndarray:

@@ -110,7 +110,8 @@ def learn_prompts(
     """
     backbone = kept_backbone(plan.backbone, plan.geometry.image_size).to(resolve_device("auto"))
     cache = cache_folder(Store(store))
-    cached = open_features(cache / "features" / features)
+    folder = cache / "features" / features
+    cached = open_features(folder)
     images, held_back = map(len, split_by_class(cached, plan))
     facts = {
         "collections": collections, "manifest_digests": cached.digests, "images": images, "held_back_images": held_back,
@@ -121,15 +122,15 @@ def learn_prompts(
     lists = {"collections": ",".join(collections), "manifest_digests": ",".join(cached.digests)}
     params = asdict(plan) | facts | lists | {"backbone_sha256": backbone.weights_sha256}
     del params["epochs"]  # how many ran is known at the end
-    key, names = plan_key(plan, features), ", ".join(collections)
+    key, names = plan_key(plan, folder), ", ".join(collections)
     end_killed_runs(Store(store), "training", key)
     with tracked_run(Store(store), f"train {names}", params, {"step": "train", "training": key}) as run_id:
         with progress("training", plan.epochs, "epochs"):
             prompts, loss, epochs = learn(plan, backbone, cached, cache / "training" / f"{key}.pt", log_epoch)
         outcome = {"epochs": epochs, "chosen_epoch": loss.epoch}
         mlflow.log_params(outcome)
-        with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
-            bundle = build_detector(plan, backbone, prompts, facts | outcome).save(folder)
+        with tempfile.TemporaryDirectory(prefix="anomalyclip-") as work:
+            bundle = build_detector(plan, backbone, prompts, facts | outcome).save(work)
             version = register_bundle(Store(store), bundle, run_id, f"prompts learned on {names}", for_comparison)
     return Trained(version, loss, epochs, images, held_back)
 
@@ -268,6 +269,9 @@ class TrainingState:
             torch.save(state, partial)
 
 
-def plan_key(plan: TrainingPlan, features: str) -> str:
-    """Names a training run, for its state file."""
-    return hashlib.sha256(json.dumps(asdict(plan) | {"features": features}, sort_keys=True).encode()).hexdigest()[:16]
+def plan_key(plan: TrainingPlan, features: Path) -> str:
+    """Names a training run on the features of a folder, for its state file. Masks may be rewritten under their old names."""
+    with (features / "masks.npy").open("rb") as file:
+        masks = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = asdict(plan) | {"features": features.name, "masks": masks}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

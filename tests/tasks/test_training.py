@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from models.detector import read_bundle_config
 from models.preprocess import preprocess
@@ -20,7 +21,7 @@ from tasks.features import CachedFeatures, compute_features, open_features, trai
 from tasks.manifest import ingest_source, read_manifest
 from tasks.registry import CHAMPION_URI, EXPERIMENT, MODEL_NAME, bundle_folder, resolve_model, use_tracking
 from tasks.store import Store
-from tasks.training import EpochLoss, TrainingPlan, learn, learn_prompts, plan_key, split_by_class
+from tasks.training import EpochLoss, Trained, TrainingPlan, learn, learn_prompts, plan_key, split_by_class
 from tests.models import seeded
 from tests.models.conftest import relative_error
 from tests.tasks.conftest import photo, write_photos
@@ -168,7 +169,8 @@ def test_losses_and_what_was_trained_are_in_the_run_of_the_registered_version(st
 def test_a_run_that_was_killed_is_ended_by_the_one_that_goes_on(store: Store, source: Path) -> None:
     ingest(store, source, "mvtec")
     features = compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
-    killed, other = plan_key(plan(epochs=2), features), plan_key(plan(epochs=3), features)
+    folder = Path(store.uri) / "cache/features" / features
+    killed, other = plan_key(plan(epochs=2), folder), plan_key(plan(epochs=3), folder)
     client = use_tracking(store)
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     left = {key: client.create_run(experiment, tags={"training": key}).info.run_id for key in (killed, other)}
@@ -178,6 +180,22 @@ def test_a_run_that_was_killed_is_ended_by_the_one_that_goes_on(store: Store, so
     learn_prompts.fn(store.uri, ["nut"], plan(epochs=2), features)
     ended = [run.info.status for run in client.search_runs([experiment], f"tags.training = '{killed}'")]
     assert sorted(ended) == ["FINISHED", "FINISHED", "KILLED"]
+
+
+def test_a_mask_that_was_drawn_anew_is_trained_on_once_the_features_are_removed(store: Store, source: Path) -> None:
+    """The manifest is the same, and so is the name of the features."""
+    ingest(store, source, "mvtec")
+
+    def trained() -> Trained:
+        return learn_prompts.fn(
+            store.uri, ["nut"], plan(), compute_features.fn(store.uri, ["nut"], "embedded", GEOMETRY)
+        )
+
+    first = trained()
+    mask = source / "ground_truth/hole/020_mask.png"
+    ImageOps.invert(Image.open(mask).convert("L")).save(mask)
+    shutil.rmtree(Path(store.uri) / "cache/features")
+    assert trained().model.digest != first.model.digest
 
 
 def test_two_trainings_at_once_share_their_features(store: Store, source: Path) -> None:
