@@ -169,6 +169,15 @@ def pixel_draws(evaluation: Evaluation, class_name: str) -> dict[Drawn, np.ndarr
     return {Drawn(class_name, metric, found["images"].iloc[0]): found[metric].to_numpy() for metric in metrics}
 
 
+def unpaired(first: Evaluation, other: Evaluation, metric: str) -> list[str]:
+    """Classes of which one of the runs has this pixel metric and no difference is found: there it is undefined in the other,
+    or of other masks. Image metrics of the same images are always paired.
+    """
+    classes = first.rows["class_name"].unique()
+    drawn = [{key for c in classes for key in pixel_draws(e, str(c)) if key.metric == metric} for e in (first, other)]
+    return sorted({key.class_name for key in drawn[0] ^ drawn[1]})
+
+
 def check_same_images(first: Evaluation, other: Evaluation) -> None:
     if first.collection != other.collection:
         raise InputError(

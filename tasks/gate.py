@@ -18,7 +18,14 @@ from mlflow.entities import Run
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.comparison import Difference, check_same_images, differences, evaluations_of, read_evaluation
+from tasks.comparison import (
+    Difference,
+    check_same_images,
+    differences,
+    evaluations_of,
+    read_evaluation,
+    unpaired,
+)
 from tasks.errors import InputError
 from tasks.evaluation import IMAGE_METRICS
 from tasks.manifest import check_name
@@ -90,6 +97,12 @@ def judge(
     found = [difference for difference in differences(first, other) if difference.metric == metric]
     if not found:
         raise InputError(f"there is nothing to compare: {nothing_compared(metric, reference)}")
+    if left_out := unpaired(first, other, metric):
+        raise InputError(
+            f"{metric} of {', '.join(left_out)} cannot be compared: it is undefined in one of the evaluations "
+            f"{first.run_id} and {other.run_id}, or masks have changed between them; evaluate both again, or compare by "
+            "another metric"
+        )
     passed = found[-1].low >= -margin
     reason = f"{metric} on {reference}: {found[-1]} against the champion, version {champion.version}; "
     reason += verdict(found[-1], margin)

@@ -1,9 +1,11 @@
 """The gate lets pass what is shown to be no worse than the champion by the margin, and nothing else."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tasks.errors import InputError
 from tasks.gate import Gate, pass_gate
@@ -148,3 +150,19 @@ def test_by_force_what_cannot_be_compared_is_a_gate_that_is_not_passed(versions:
 def test_the_champion_cannot_be_promoted(versions: Versions) -> None:
     with pytest.raises(InputError, match="is the champion already"):
         pass_gate.fn(versions.store.uri, versions.models[0], "reference", "image_auroc", np.inf, True)
+
+
+def test_a_class_that_cannot_be_compared_is_not_left_out(versions: Versions, tmp_path: Path) -> None:
+    """Masks of one class were drawn anew between the two evaluations."""
+    rows, grids = segmented_images(40, 0.5, tmp_path, "xy")
+    rows.loc[1::2, "label"], rows.loc[1::2, "mask_uri"] = 0, None
+    first = int(np.flatnonzero(rows["mask_uri"].notna() & (rows["class_name"] == "x"))[0])
+    mask = tmp_path / "own.png"
+    shutil.copy(tmp_path / "mask.png", mask)
+    rows.loc[first, "mask_uri"] = mask.as_uri()
+    versions.evaluated(versions.models[0], rows, grids=grids)
+    ImageOps.invert(Image.open(mask)).save(mask)
+    versions.evaluated(versions.models[1], rows, grids=grids)
+    assert gate(versions).difference
+    with pytest.raises(InputError, match="pixel_auroc of x cannot be compared"):
+        gate(versions, metric="pixel_auroc")
