@@ -1,9 +1,10 @@
 """The alias `champion` and its history: promotion through the gate, and the way back.
 
 The history is a tag of the registered model: the versions that were champion, the present one last. Promotion appends to
-it, rollback takes off: two rollbacks go two steps back. The alias is moved first and the history after it, and a champion
-that the history does not end with is added to it when it is read; so a promotion that was cut short, one in MLflow's own
-page, and the first version, which `register_bundle` makes the champion, are all followed.
+it, rollback takes off: two rollbacks go two steps back. A champion that the history does not end with is added to it when
+it is read; so one that was set in MLflow's own page, and the first version, which `register_bundle` makes the champion, are
+followed. Promotion moves the alias first and writes the history after it, rollback the other way round: cut short in
+between, both do the same when they are repeated.
 
 MLflow cannot move an alias on condition. Of two promotions at once the later sees that the champion is not the one it was
 compared with, and refuses; in the milliseconds between that look and the move both can pass, and then the champion is
@@ -53,7 +54,8 @@ def promote_version(store: str, candidate: ModelVersion, gate: Gate, force: bool
     history = champions(client)
     if champion_version(client) != gate.champion:
         raise InputError("another version has become the champion meanwhile: run the same command again")
-    set_champion(client, [*history, candidate.version])
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, candidate.version)
+    tag_model(client, HISTORY, " ".join([*history, candidate.version]))
     if gate.run and gate.reference:
         tag_model(client, REFERENCE, gate.reference)
     over = f"over version {gate.champion}" if gate.champion else "where there was no champion"
@@ -76,7 +78,8 @@ def rollback_champion(store: str) -> RollbackSummary:
     if not history:
         before = f"before version {present}" if present else "and is left"
         raise InputError(f"no version was champion {before}: promote another one")
-    set_champion(client, history)
+    tag_model(client, HISTORY, " ".join(history))
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, history[-1])
     if present:
         tag(client, present, {"rolled_back": f"to version {history[-1]} {signature()}"})
     restored = f"from version {present}" if present else "where there was no champion"
@@ -90,11 +93,6 @@ def champions(client: MlflowClient) -> list[str]:
     history = client.get_registered_model(MODEL_NAME).tags.get(HISTORY, "").split()
     present = champion_version(client)
     return history if present is None or history[-1:] == [present] else [*history, present]
-
-
-def set_champion(client: MlflowClient, history: list[str]) -> None:
-    client.set_registered_model_alias(MODEL_NAME, CHAMPION, history[-1])
-    tag_model(client, HISTORY, " ".join(history))
 
 
 def gate_tags(gate: Gate, force: bool) -> dict[str, str | None]:

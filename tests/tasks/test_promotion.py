@@ -1,14 +1,18 @@
 """The champion moves through the gate or by force, says so in MLflow, and finds the way back."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tasks.errors import InputError
 from tasks.gate import Gate
 from tasks.promotion import champions, promote_version, rollback_champion, user
-from tasks.registry import CHAMPION, MODEL_NAME, champion_version
+from tasks.registry import CHAMPION, MODEL_NAME, champion_version, tag_model
 from tests.tasks.conftest import Versions
 
 
@@ -130,4 +134,27 @@ def test_two_promotions_at_once_leave_one_champion_and_a_way_back(versions: Vers
     assert (history[0], history[-1]) == ("1", champion)
     while champions(versions.client) != ["1"]:
         rollback(versions)
+    assert champion_version(versions.client) == "1"
+
+
+def test_a_rollback_that_was_cut_short_goes_the_same_way_again(versions: Versions, monkeypatch) -> None:
+    """Between the alias and the history, whichever is written first."""
+    promote(versions, 2)
+    done = []
+
+    def second_fails(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            done.append(call)
+            if len(done) == 2:
+                raise MlflowException("the server went away")
+            return call(*arguments)
+
+        return counted
+
+    with monkeypatch.context() as cut:
+        cut.setattr("tasks.promotion.tag_model", second_fails(tag_model))
+        cut.setattr(MlflowClient, "set_registered_model_alias", second_fails(MlflowClient.set_registered_model_alias))
+        with pytest.raises(MlflowException, match="went away"):
+            rollback(versions)
+    rollback(versions)
     assert champion_version(versions.client) == "1"
