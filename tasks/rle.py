@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 def run_lengths(inside: NDArray[np.bool_], x: int, y: int, height: int, width: int) -> list[int]:
     """Runs of a height x width mask that is `inside` (h, w) at column x and row y, and zero elsewhere."""
-    columns, rows = np.nonzero(inside.T)
-    pixels = (x + columns) * height + y + rows  # places in the whole mask, ascending
-    if not len(pixels):
-        return [height * width]
-    breaks = np.flatnonzero(np.diff(pixels) != 1)
-    starts = pixels[np.concatenate(([0], breaks + 1))]
-    stops = pixels[np.concatenate((breaks, [len(pixels) - 1]))] + 1
-    edges = np.concatenate(([0], np.column_stack((starts, stops)).ravel(), [height * width]))
+    h, w = inside.shape
+    apart = np.zeros((w, h + 1), bool)  # column by column, a zero behind each
+    apart[:, :h] = inside.T
+    columns, rows = np.divmod(np.flatnonzero(np.diff(apart.ravel(), prepend=False)), h + 1)
+    edges = (x + columns) * height + y + rows  # places in the whole mask where runs begin and end in turn, ascending
+    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])  # one ends where the next column's begins
+    edges = np.delete(edges, np.concatenate((2 * joined + 1, 2 * joined + 2)))
+    edges = np.concatenate(([0], edges, [height * width]))
     runs = np.diff(edges).tolist()
     return runs if runs[-1] else runs[:-1]
 
