@@ -70,7 +70,7 @@ def truth_outline(uri: str | None, size: tuple[int, int]) -> Image.Image | None:
     """The outline of the ground-truth mask at this URI; None where there is none, or none that can be read any more."""
     try:
         return outline(read_mask(uri), size) if uri else None
-    except InputError:
+    except (InputError, PermissionError):  # it may be archived
         return None
 
 
