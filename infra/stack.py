@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 DATABASES = ("prefect", "mlflow")
 STORE, ARTIFACTS, IMAGES, WEIGHTS = "anomalyclip", "mlflow", "images", "weights"  # the buckets
+LIMIT = "3"  # runs at once: each takes 3.5 GB with ViT-L
 RESTARTS = 20  # of servers that ended by themselves, before something must be wrong
 GIB = 2**30
 DEFAULTS = {
@@ -97,7 +99,8 @@ class Stack:
 def main() -> int:
     arguments = read_arguments()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, interrupt)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.umask(0o077)
@@ -142,19 +145,38 @@ def run(stack: Stack, supervisor: Supervisor, database_only: bool) -> None:
 
 def start_database(stack: Stack, supervisor: Supervisor) -> None:
     """PostgreSQL never runs as root: for root it runs as the user that Debian's package has made."""
-    programs, data = find_postgres(), stack.folder / "postgres"
+    data = stack.folder / "postgres"
+    programs = find_postgres(data / "PG_VERSION")
     user = "postgres" if os.geteuid() == 0 else None
     if not (data / "PG_VERSION").exists():
         make_database(programs, data, stack.credentials.database_password, user)
     command = [str(programs / "postgres"), "-D", str(data), "-h", LOOPBACK, "-p", str(stack.ports.database), "-k", ""]
     fast = signal.SIGINT
-    supervisor.start("postgres", command, listens(stack.ports.database), 60, user=user, stop_signal=fast)
+    supervisor.start("postgres", command, takes_connections(stack), 600, user=user, stop_signal=fast)
     make_databases(stack)
 
 
-def find_postgres() -> Path:
-    """The folder of its programs, the newest where there are several."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+def takes_connections(stack: Stack) -> Callable[[], bool]:
+    """Its port is open earlier: after an unclean end PostgreSQL recovers first, for minutes."""
+
+    def ready() -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(stack.database("postgresql", "postgres")).close()
+        except psycopg.OperationalError as error:
+            if "authentication failed" in str(error):
+                raise ChildError(f"PostgreSQL has another password than credentials.json: {error}") from error
+            return False
+        return True
+
+    return ready
+
+
+def find_postgres(made_by: Path) -> Path:
+    """The folder of its programs: of the version that has made the data, else the newest."""
+    version = made_by.read_text().strip() if made_by.exists() else "*"
+    found = sorted(Path("/usr/lib/postgresql").glob(f"{version}/bin/initdb"), key=lambda path: float(path.parts[-3]))
     elsewhere = shutil.which("initdb")
     if not found and elsewhere is None:
         raise ChildError("Debian's postgresql is not installed: make stack-packages")
@@ -251,7 +273,7 @@ def deploy(stack: Stack) -> None:
 
 def start_worker(stack: Stack, supervisor: Supervisor, s3: S3) -> None:
     environment = stack.addresses() | s3.environment | {"PREFECT_HOME": str(stack.folder / "prefect-worker")}
-    command = [PYTHON, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "stack"]
+    command = [PYTHON, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "stack", "--limit", LIMIT]
     supervisor.start("worker", command, environment=environment)
 
 
