@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from prefect import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 POOL = "anomalyclip"
@@ -22,13 +23,22 @@ def main() -> None:
         sys.exit(
             "PREFECT_API_URL names no server to deploy to, e.g. http://127.0.0.1:4200/api of `prefect server start`"
         )
-    prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+    make_pool()
     apply_deployments()
     apply_automations()
 
 
 def prefect(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", *arguments], check=True)
+
+
+def make_pool() -> None:
+    """Once: what somebody has set in it since, a pause or a limit, stays."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            prefect("work-pool", "create", POOL, "--type", "process")
 
 
 def apply_deployments() -> None:
