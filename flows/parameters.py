@@ -26,7 +26,12 @@ CollectionName = Annotated[str, parameter("the collection's name in the store", 
 CollectionNames = Annotated[list[str], parameter("labelled collections to learn from", minItems=1)]
 LayoutName = Annotated[Layout, parameter("how names tell class and label")]
 Probe = Annotated[bool, parameter("open every image, decode small ones: fills in sizes, finds unreadable images")]
-Split = Annotated[str | None, parameter("leave out images of other splits; those without a split stay")]
+Split = Annotated[
+    str | None,
+    parameter(
+        "leave out images of other splits (those that were listed before count as deleted); those without a split stay"
+    ),
+]
 Model = Annotated[
     str, parameter("models:/NAME@ALIAS, models:/NAME/VERSION (or latest), baselines:/NAME/VERSION or a bundle folder")
 ]
