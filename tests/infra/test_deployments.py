@@ -123,14 +123,16 @@ def test_nights_are_scheduled_in_a_time_zone_and_wait_for_each_other(api: httpx.
     assert wait_for(lambda: post(api, "/flow_runs/filter", **runs))[0]["state"]["type"] == "SCHEDULED"
 
 
-def test_a_schedule_or_deployment_that_is_paused_stays_so_when_the_deployments_are_applied_again(
+def test_what_was_paused_or_limited_stays_so_when_the_deployments_are_applied_again(
     environment: dict[str, str], api: httpx.Client, deployments: dict[str, dict[str, Any]]
 ):
     path = f"/deployments/{deployments['nightly']['id']}"
     (schedule,) = deployments["nightly"]["schedules"]
     api.patch(f"{path}/schedules/{schedule['id']}", json={"active": False}).raise_for_status()
     api.post(f"/deployments/{deployments['score']['id']}/pause_deployment").raise_for_status()
+    api.patch("/work_pools/anomalyclip", json={"concurrency_limit": 7}).raise_for_status()
     deploy(environment)
+    assert api.get("/work_pools/anomalyclip").json()["concurrency_limit"] == 7
     (after,) = api.get(path).raise_for_status().json()["schedules"]
     paused = {name: api.get(f"/deployments/{found['id']}").json()["paused"] for name, found in deployments.items()}
     assert paused == {name: name == "score" for name in deployments}
