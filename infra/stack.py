@@ -322,7 +322,9 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("stack"), help="for databases, buckets, keys and logs")
     parser.add_argument(
-        "--host", default=LOOPBACK, help="address of the pages of Prefect and MLflow; nobody logs in there"
+        "--host",
+        default=LOOPBACK,
+        help="this machine's name or address, of the pages of Prefect and MLflow; nobody logs in there",
     )
     parser.add_argument(
         "--database-only", action="store_true", help="PostgreSQL alone, to restore databases or to upgrade MLflow's"
@@ -330,7 +332,10 @@ def read_arguments() -> argparse.Namespace:
     for name, port in asdict(Ports()).items():
         text = f"default {port}" + ("; counts at the first start" if name == "s3" else "")
         parser.add_argument(f"--{name}-port", type=int, default=port, help=text)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.host in ("0.0.0.0", "::"):
+        parser.error(f"--host {arguments.host}: name one address of this machine, which browsers ask for")
+    return arguments
 
 
 if __name__ == "__main__":
