@@ -53,7 +53,7 @@ bench-pipeline: .venv/installed  ## Measure ingest, storage, Prefect and Ray bes
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.pipeline --json bench-pipeline.json
 
 pretrain: .venv/installed  ## Pre-train the embedded backbone again, from nothing (two and a quarter hours)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m models.embedded.pretrain
+	OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/python -m models.embedded.pretrain
 
 clean:  ## Remove the environment, the local store and the local stack
 	rm -rf .venv store stack
