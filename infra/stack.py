@@ -179,7 +179,8 @@ def find_postgres(made_by: Path) -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob(f"{version}/bin/initdb"), key=lambda path: float(path.parts[-3]))
     elsewhere = shutil.which("initdb")
     if not found and elsewhere is None:
-        raise ChildError("Debian's postgresql is not installed: make stack-packages")
+        package = "postgresql" if version == "*" else f"postgresql-{version}, which has made {made_by.parent},"
+        raise ChildError(f"Debian's {package} is not installed: make stack-packages")
     return (found[-1] if found else Path(elsewhere or "")).parent
 
 

@@ -60,10 +60,7 @@ class Progress:
             self.report()
 
     def report(self) -> None:
-        artifact, self.artifact = (
-            self.artifact,
-            None,
-        )  # it stays so where the server does not answer: to wait costs a minute
+        artifact, self.artifact = self.artifact, None  # so it stays without an answer: to wait for one costs a minute
         if artifact and self.total is not None:
             share = min(1.0, self.bar.n / self.total) if self.total else 1.0
             with dispensable("the progress"):
