@@ -163,7 +163,7 @@ def takes_connections(stack: Stack) -> Callable[[], bool]:
         import psycopg
 
         try:
-            psycopg.connect(stack.database("postgresql", "postgres")).close()
+            psycopg.connect(stack.database("postgresql", "postgres"), connect_timeout=10).close()
         except psycopg.OperationalError as error:
             if "authentication failed" in str(error):
                 raise ChildError(f"PostgreSQL has another password than credentials.json: {error}") from error

@@ -224,14 +224,17 @@ def check_source(output: Output, scored: list[dict[str, Any]], readers: ThreadPo
 
 def check_access(scored: list[dict[str, Any]]) -> None:
     """PermissionError unless of images that a store refuses others can be read, now as before: else it is the credentials,
-    and a row would say for ever that they did not suffice.
+    and a row would say for ever that they did not suffice. One file alone on a disk is refused by its own rights.
     """
-    refused = next((row for row in scored if row.get("error_kind") == "forbidden"), None)
-    if refused is None:
+    refused = [row for row in scored if row.get("error_kind") == "forbidden"]
+    if not refused:
         return
     other = next((row for row in scored if row.get("score") is not None), None)
     if other is None:
-        raise PermissionError(f"{refused['uri']} may not be read, nor anything else: {refused['error_detail']}")
+        first, *more = refused
+        if not more and isinstance(open_filesystem(first["uri"])[0], LocalFileSystem):
+            return
+        raise PermissionError(f"{first['uri']} may not be read, nor anything else: {first['error_detail']}")
     filesystem, path = open_filesystem(other["uri"])
     filesystem.cat_file(path, start=0, end=1)
 

@@ -109,6 +109,9 @@ def tracked_store(store: Store, empty_database: Path) -> Store:
     return store
 
 
+WRITE_ONLY = Path("/proc/sys/vm/compact_memory")  # even root may not read it
+
+
 def photo(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 

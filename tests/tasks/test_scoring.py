@@ -19,7 +19,7 @@ from tasks.scoring import mask_png, score_shard
 from tasks.shards import ScoredShard, Shard, check_done, model_folder, part_name, plan_shards
 from tasks.store import Store
 from tasks.tables import MAPS, SCORES, read_parquet, read_parts, to_parquet
-from tests.tasks.conftest import write_photos
+from tests.tasks.conftest import WRITE_ONLY, write_photos
 
 REGION = pa.struct(
     [("x", pa.int32()), ("y", pa.int32()), ("w", pa.int32()), ("h", pa.int32()), ("area", pa.int64()),
@@ -418,6 +418,24 @@ def test_an_image_that_was_missing_for_a_moment_is_scored(store: Store, source: 
         score(store, model, size=100)
     score(store, model, size=100)
     assert [row["error_kind"] for row in read_scores(store, model)] == [None] * 10
+
+
+@pytest.mark.skipif(not WRITE_ONLY.exists(), reason="the kernel has no such file")
+@pytest.mark.parametrize("refused", [1, 2])
+def test_a_file_without_rights_is_a_row_and_a_folder_of_them_is_not(
+    refused: int, store: Store, tmp_path: Path, model
+) -> None:
+    """A night under another user must not say for ever that nothing could be read."""
+    (tmp_path / "links").mkdir()
+    for number in range(refused):
+        (tmp_path / f"links/{number}.png").symlink_to(WRITE_ONLY)
+    ingest(store, tmp_path / "links")
+    if refused == 1:
+        score(store, model)
+    else:
+        with pytest.raises(PermissionError, match="may not be read, nor anything else"):
+            score(store, model)
+    assert [row["error_kind"] for row in read_scores(store, model)] == ["forbidden"] * (refused == 1)
 
 
 def test_what_a_model_says_that_is_no_number_is_not_committed(store: Store, source: Path, model, monkeypatch) -> None:
